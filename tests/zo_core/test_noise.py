@@ -1,0 +1,332 @@
+"""The noise stream: its definition, its statistics, and kernels that agree to the bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from zo_core import Params, noise
+from zo_core.base import Term
+from zo_core.noise import cpu, philox, reference
+
+ROOT = Path(__file__).parents[2]
+KEY = 0xFEDC_BA98_7654_3210
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+TERMS = {
+    "one": [Term(3, 1e-3)],
+    "three": [Term(2**63 + 5, 0.1), Term(7, -0.3), Term(-1, 2.7e-5)],
+}
+needs_numba = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
+
+
+def weights(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return (torch.randn(count, generator=generator) * 0.02).to(dtype)
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.detach().contiguous().view(-1).view(width)
+
+
+# ------------------------------------------------------------------------------------- the words
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((2**32 - 1,) * 4, (2**32 - 1,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_known_answers_of_random123(counter, key, expected):
+    out = philox.philox4x32(tuple(torch.tensor([c]) for c in counter), key)
+    assert tuple(int(w) for w in out) == expected
+
+
+FROZEN_GAUSSIAN = [
+    "-0x1.1dcac40000000p-1",
+    "0x1.35ad660000000p+1",
+    "0x1.0bccc20000000p+0",
+    "-0x1.72d92a0000000p+0",
+    "0x1.fbd9a20000000p-2",
+]
+FROZEN_SIGNS = "0xb486b809cd8c1f80"
+
+
+def test_the_layout_of_the_stream_is_frozen():
+    """A change here needs a new format number: recorded trajectories replay these bits."""
+    gaussian = reference.sample("gaussian", 11, KEY, 8195)
+    signs = reference.sample("rademacher", 11, KEY, 8195)
+    assert [float(x).hex() for x in gaussian[[0, 64, 128, 192, 8194]]] == FROZEN_GAUSSIAN
+    packed = sum(1 << i for i in range(64) if signs[8131 + i] < 0)
+    assert hex(packed) == FROZEN_SIGNS
+
+
+# -------------------------------------------------------------------------------- the statistics
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
+def test_gaussian_is_standard_normal(seed):
+    count = 1 << 22
+    z = torch.zeros(count)
+    noise.add_(Params([("w", z)]), "gaussian", [Term(seed, 1.0)])
+    z = z.double()
+    assert stats.kstest(z.numpy(), "norm").statistic < 1.95 / count**0.5  # p = 0.001
+    error = count**-0.5
+    assert abs(z.mean()) < 4 * error
+    assert abs(z.square().mean() - 1) < 4 * 2**0.5 * error
+    assert abs(z.pow(3).mean()) < 4 * 15**0.5 * error
+    assert abs(z.pow(4).mean() - 3) < 4 * 96**0.5 * error
+    assert 4.5 < z.abs().max() < 6.67
+
+
+def test_gaussian_reaches_the_tail_it_promises():
+    """The smallest word gives radius sqrt(2 ln 2^32), the largest gives zero."""
+    word = torch.tensor([0, 1, 2**32 - 1])
+    radius = torch.stack(reference._box_muller(word, torch.zeros_like(word))).norm(dim=0)
+    assert radius[0] == radius[1] == pytest.approx(6.6604, abs=1e-4)
+    assert radius[2] == 0
+
+
+def test_gaussian_radius_is_minus_two_ln_and_angles_are_sin_and_cos():
+    generator = torch.Generator().manual_seed(1)
+    word = torch.randint(1, 2**32, (1 << 18,), generator=generator)
+    angle = torch.randint(0, 2**32, word.shape, generator=generator)
+    x, y = (t.double() for t in reference._box_muller(word, angle))
+    exact = -2 * ((word | 1).double() / 2**32).log()
+    assert torch.allclose(x.square() + y.square(), exact, rtol=1e-6, atol=2e-7)
+    signed = ((angle & 0xFFFFFFFC) ^ 2**31) - 2**31
+    tangent = (signed.double() * reference.ANGLE).tan().abs()
+    swap = (angle & 2) == 2
+    ratio = torch.where(swap, x, y).abs() / torch.where(swap, y, x).abs()
+    assert torch.allclose(ratio, tangent, rtol=1e-6, atol=1e-7)
+
+
+def test_square_root_is_the_ieee_one():
+    x = torch.rand(1 << 18, generator=torch.Generator().manual_seed(2)) * 45
+    expected = torch.from_numpy(x.numpy() ** 0.5)  # numpy uses the machine's instruction
+    assert torch.equal(reference._sqrt(x), expected)
+
+
+def test_rademacher_is_balanced_signs():
+    z = reference.sample("rademacher", 5, KEY, 1 << 20)
+    assert set(z.unique().tolist()) == {-1.0, 1.0}
+    assert abs(z.sum()) < 4 * 1024
+    for lag in (1, 64, 256, 8192):  # lanes, words, bits and blocks are apart
+        assert abs((z[lag:] * z[:-lag]).sum()) < 4 * 1024
+
+
+@pytest.mark.parametrize("name", reference.LAWS)
+def test_streams_of_other_seeds_and_tensors_are_uncorrelated(name):
+    count = 1 << 16
+    base = reference.sample(name, 100, KEY, count)
+    for seed, key in [(101, KEY), (100, KEY + 1), (100 + 2**32, KEY), (KEY, 100)]:
+        other = reference.sample(name, seed, key, count)
+        assert abs((base * other).mean()) < 4 * count**-0.5
+
+
+# ------------------------------------------------------------- a value depends on its place alone
+
+
+@pytest.mark.parametrize("name", reference.LAWS)
+@pytest.mark.parametrize("chunk", [100, 2048, 8192, 65536])
+def test_the_reference_does_not_depend_on_its_chunk(name, chunk):
+    a, b = weights(20_011), weights(20_011)
+    reference.add_(a, name, KEY, TERMS["three"])
+    reference.add_(b, name, KEY, TERMS["three"], chunk=chunk)
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", reference.LAWS)
+@pytest.mark.parametrize("first", [1, 255, 256, 2048, 8191, 8192, 65_537])
+def test_any_part_of_a_stream_can_be_had_alone(name, first):
+    whole = reference.sample(name, 9, KEY, first + 3000)
+    assert torch.equal(whole[first:], reference.sample(name, 9, KEY, 3000, first=first))
+
+
+@pytest.mark.parametrize("name", reference.LAWS)
+@pytest.mark.parametrize("kernel", ["torch", pytest.param("numba", marks=needs_numba)])
+def test_places_beyond_32_bits_do_not_wrap_around(name, kernel):
+    add = reference.add_ if kernel == "torch" else cpu.add_
+
+    def at(first: int) -> torch.Tensor:
+        out = torch.zeros(4096)
+        add(out, name, KEY, [Term(1, 1.0)], first)
+        return out
+
+    for power in (32, 33, 37, 39):  # elements, and the lanes of either law, pass 2^32
+        far = at(2**power)
+        assert not torch.equal(far, at(0))
+        assert torch.equal(far[1000:], at(2**power + 1000)[:-1000])
+        assert torch.equal(at(2**power - 2048)[2048:], far[:2048])
+
+
+# ----------------------------------------------------------------- the kernel and the reference
+
+
+@needs_numba
+@pytest.mark.parametrize("name", reference.LAWS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
+def test_numba_equals_the_reference_to_the_bit(name, dtype, terms):
+    for count in (0, 1, 63, 767, 2048, 2049, 8193, 65_535, 70_001):
+        for first in (0, 77, 2048, 5 * 8192 + 3, 2**40 + 5):
+            a, b = weights(count, dtype), weights(count, dtype)
+            reference.add_(a, name, KEY, terms, first)
+            cpu.add_(b, name, KEY, terms, first)
+            assert torch.equal(bits(a), bits(b)), (count, first)
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 3e-8, 1e-6, 1.0, 1e4, 1e38])
+def test_16_bit_rounding_equals_torch_on_every_weight(dtype, scale):
+    every = torch.arange(2**16).to(torch.uint16).view(torch.int16).view(dtype)
+    a, b = every.clone(), every.clone()
+    reference.add_(a, "gaussian", KEY, [Term(4, scale)])
+    cpu.add_(b, "gaussian", KEY, [Term(4, scale)])
+    number = ~every.isnan()
+    assert torch.equal(bits(a)[number], bits(b)[number])
+    assert b[~number].isnan().all()
+
+
+@needs_numba
+@pytest.mark.parametrize("name", reference.LAWS)
+def test_the_number_of_threads_does_not_matter(name):
+    before = torch.get_num_threads()
+    outs = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outs.append(weights(1_000_003))
+            cpu.add_(outs[-1], name, KEY, TERMS["three"], 12_345)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
+
+
+def test_ranges_cover_every_element_once_and_start_with_a_block():
+    for count, first, threads in [(1, 0, 4), (10**6, 0, 4), (10**6 + 7, 12_345, 3), (0, 5, 2)]:
+        ranges = cpu._ranges(count, first, threads)
+        assert [i for r in ranges for i in (r[0],)] == [0, *(r[1] for r in ranges)][: len(ranges)]
+        assert sum(high - low for low, high in ranges) == count
+        assert all((first + low) % 8192 == 0 for low, _ in ranges[1:])
+
+
+# ----------------------------------------------------------------------------- the one entrance
+
+KERNELS = ["torch", pytest.param("numba", marks=needs_numba), "auto"]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strides_do_not_change_the_noise(kernel, dtype, monkeypatch):
+    monkeypatch.setattr(noise, "_PIECE", 1000)  # rows, and rows longer than a piece
+    for shape in [(50, 30), (2, 1100), (2, 2, 40, 20)]:
+        plain = torch.zeros(shape, dtype=dtype)
+        strided = torch.zeros(shape[::-1], dtype=dtype).permute(*reversed(range(len(shape))))
+        gaps = torch.zeros((*shape, 2), dtype=dtype)
+        for t in (plain, strided, gaps[..., 0]):
+            noise.add_(Params([("w", t)]), "gaussian", TERMS["three"], kernel)
+        assert torch.equal(plain, strided)
+        assert torch.equal(plain, gaps[..., 0])
+        assert not gaps[..., 1].any()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_autograd_records_nothing_but_sees_the_change(kernel):
+    p = torch.nn.Parameter(torch.ones(10))
+    loss = (p * p).sum()
+    noise.add_(Params([("p", p)]), "rademacher", [Term(1, 0.5)], kernel)
+    assert p.is_leaf
+    assert p.requires_grad
+    assert set(p.tolist()) == {0.5, 1.5}
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_inference_mode_is_fine(kernel):
+    outside = torch.zeros(5)
+    with torch.inference_mode():
+        inside = torch.zeros(5)
+        for t in (outside, inside):
+            noise.add_(Params([("p", t)]), "gaussian", TERMS["one"], kernel)
+        assert torch.equal(outside, inside)
+        assert outside.any()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_global_random_streams_are_untouched_and_no_terms_change_nothing(kernel):
+    state = torch.get_rng_state()
+    p = weights(100)
+    noise.add_(Params([("p", p)]), "gaussian", [], kernel)
+    assert torch.equal(p, weights(100))
+    noise.add_(Params([("p", p)]), "gaussian", TERMS["one"], kernel)
+    assert not torch.equal(p, weights(100))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_errors_say_what_is_wrong(monkeypatch):
+    params = Params([("p", torch.zeros(3))])
+    with pytest.raises(ValueError, match="Expected one of gaussian, rademacher, got 'cauchy'"):
+        noise.add_(params, "cauchy", TERMS["one"])
+    monkeypatch.setattr(cpu, "available", lambda: "numba is not installed; pip install it")
+    with pytest.raises(ValueError, match="numba is not installed"):
+        noise.add_(params, "gaussian", TERMS["one"], "numba")
+    noise.add_(params, "gaussian", TERMS["one"])  # auto falls back
+    assert noise.kernel_in_use(torch.device("cpu"))[0] == "torch"
+    with pytest.raises(ValueError, match="real float tensors on the CPU"):
+        meta = torch.zeros(3, device="meta")
+        noise.add_(Params([("p", meta)]), "gaussian", TERMS["one"], "numba")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "meta"])
+def test_fake_tensors_cost_one_chunk(device):
+    if device == "cuda" and not torch.backends.cuda.is_built():
+        pytest.skip("fake CUDA tensors need a torch that is built for CUDA")
+    with FakeTensorMode():
+        huge = torch.nn.Parameter(torch.empty(50_000, 70_000, device=device))
+        noise.add_(Params([("w", huge), ("v", huge.detach().t())]), "gaussian", TERMS["three"])
+    assert noise.kernel_in_use(torch.device("cuda"))[0] == "torch"
+
+
+@pytest.mark.parametrize("name", reference.LAWS)
+@pytest.mark.parametrize("shape", [(1,), (300, 300), (9000,)])
+def test_scratch_is_within_what_is_declared(name, shape, live_bytes):
+    for t in (torch.zeros(shape), torch.zeros(shape[::-1], dtype=torch.float64).t()):
+        params = Params([("w", t)])
+        with live_bytes() as meter:
+            noise.add_(params, name, TERMS["three"], "torch")
+        assert 0 < meter.peak <= noise.scratch_bytes(params)
+
+
+@needs_numba
+def test_no_effect_at_import_and_no_cache_directory_needed():
+    """Numba is loaded on the first call, and a cache that can't be written is done without."""
+    code = """
+import sys, threading, torch
+from zo_core import Params, noise
+from zo_core.base import Term
+assert "numba" not in sys.modules and threading.active_count() == 1
+from numba.core import caching
+caching.CacheImpl._locator_classes = []  # as where no directory is writable
+p = torch.zeros(300)
+noise.add_(Params([("p", p)]), "rademacher", [Term(1, 1.0)], "numba")
+assert set(p.tolist()) == {-1.0, 1.0}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr.decode()

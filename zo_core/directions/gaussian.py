@@ -1,0 +1,36 @@
+"""Gaussian directions: standard normal entries, independent: u ~ N(0, I).
+
+The law of the MeZO paper (arXiv 2305.17333, Definition 1). For the second moment of an estimate:
+E||g||^2 = (d + n + 1)/n ||grad||^2 with n directions (the paper's d + n - 1 is that of a sphere).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zo_core import noise
+from zo_core.base import Params, Term
+
+TITLE = "Gaussian: standard normal entries, independent: u ~ N(0, I)"
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The distribution; ``kernel`` chooses who computes it, never what comes out."""
+
+    kernel: noise.Kernel = "auto"
+
+    @property
+    def name(self) -> str:
+        """Name, as in records."""
+        return "gaussian"
+
+    def add_(self, params: Params, terms: Sequence[Term]) -> None:
+        """Add ``sum_k c_k u(seed_k)`` to ``params`` in one pass."""
+        noise.add_(params, "gaussian", terms, self.kernel)
+
+
+def distribution() -> Gaussian:
+    """Return the distribution with the fastest kernel of this machine."""
+    return Gaussian()

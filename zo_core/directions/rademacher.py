@@ -1,0 +1,36 @@
+"""Rademacher directions: independent signs: u in {-1, +1}^d, each with probability 1/2.
+
+One random bit an entry, so about thirty times less to generate than a Gaussian. Same first two
+moments; E||g||^2 = (d + n - 1)/n ||grad||^2, the least of all laws with independent entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zo_core import noise
+from zo_core.base import Params, Term
+
+TITLE = "Rademacher: independent signs: u in {-1, +1}^d, each with probability 1/2"
+
+
+@dataclass(frozen=True)
+class Rademacher:
+    """The distribution; ``kernel`` chooses who computes it, never what comes out."""
+
+    kernel: noise.Kernel = "auto"
+
+    @property
+    def name(self) -> str:
+        """Name, as in records."""
+        return "rademacher"
+
+    def add_(self, params: Params, terms: Sequence[Term]) -> None:
+        """Add ``sum_k c_k u(seed_k)`` to ``params`` in one pass."""
+        noise.add_(params, "rademacher", terms, self.kernel)
+
+
+def distribution() -> Rademacher:
+    """Return the distribution with the fastest kernel of this machine."""
+    return Rademacher()

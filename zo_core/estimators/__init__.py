@@ -1,0 +1,1 @@
+"""From losses at perturbed points to a gradient estimate; a file each."""

@@ -1,0 +1,114 @@
+"""Noise added in place, by whichever kernel can: the one entrance for the rest of the engine.
+
+The value that an element gets is a function of (distribution, seed, tensor name, place in the
+tensor) alone. Kernels differ in speed, never in a bit; ``reference`` is their definition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor  # torch's only name for it
+
+from zo_core.base import Params, Term
+from zo_core.noise import cpu, reference
+
+Kernel = Literal["auto", "torch", "numba"]
+"""Who computes: the fastest that can, the torch reference, or numba and nothing else."""
+
+_PIECE = 1 << 18  # elements of a non-contiguous tensor that are copied at a time
+
+__all__ = ["Kernel", "add_", "kernel_in_use", "scratch_bytes"]
+
+
+class _Adder(Protocol):
+    def __call__(
+        self, flat: Tensor, name: str, key: int, terms: Sequence[Term], first: int = 0
+    ) -> None: ...
+
+
+def add_(params: Params, name: str, terms: Sequence[Term], kernel: Kernel = "auto") -> None:
+    """Add ``sum_k c_k noise(seed_k)`` to every tensor in place, in one pass over the weights.
+
+    The place of an element in the stream is its index in row-major order, whatever the strides.
+    The sum is formed in float32 (float64 for float64 weights), and rounded to the weights' dtype
+    once. Autograd records nothing. Of a fake tensor one chunk is visited, which is all that a
+    memory tracer needs.
+
+    Args:
+        params: the tensors.
+        name: "gaussian" or "rademacher".
+        terms: (seed, coefficient) pairs; nothing happens where there are none.
+        kernel: who computes.
+
+    Raises:
+        ValueError: numba was required and can't be used, or ``name`` is unknown.
+
+    """
+    if name not in reference.LAWS:
+        raise ValueError(f"Expected one of {', '.join(reference.LAWS)}, got '{name}'.")
+    if not terms:
+        return
+    with torch.no_grad():
+        for param in params:
+            for part, first in _pieces(param.tensor.detach(), 0):
+                flat = part.contiguous().view(-1)
+                _pick(flat, kernel)(flat, name, param.key, terms, first)
+                if not part.is_contiguous():
+                    part.copy_(flat.view(part.shape))
+
+
+def scratch_bytes(params: Params) -> int:
+    """Bound what ``add_`` allocates, by what the reference does (numba: 26 KiB a thread).
+
+    A tensor that is not contiguous costs a copy of at most 2^18 of its elements as well.
+    """
+    strided = [p.tensor for p in params if not p.tensor.is_contiguous()]
+    copy = max((min(t.numel(), _PIECE) * t.element_size() for t in strided), default=0)
+    return copy + reference.scratch_bytes(max(t.numel() for t in params.tensors))
+
+
+def kernel_in_use(device: torch.device) -> tuple[str, str]:
+    """Return the name of the kernel that "auto" takes on ``device``, and why that one."""
+    if device.type != "cpu":
+        return "torch", f"there is no kernel for {device.type} yet; the reference runs there"
+    reason = cpu.available()
+    if reason is not None:
+        return "torch", f"{reason} (about 50 times slower)"
+    return "numba", "numba loads"
+
+
+def _pick(flat: Tensor, kernel: Kernel) -> _Adder:
+    if kernel == "torch":
+        return reference.add_
+    possible = cpu.takes(flat)
+    reason = cpu.available() if possible else _refusal(flat)
+    if reason is None:
+        return cpu.add_
+    if kernel == "numba":
+        raise ValueError(f"kernel='numba' can't be used: {reason}.")
+    return reference.add_
+
+
+def _refusal(flat: Tensor) -> str:
+    return f"it takes real float tensors on the CPU, got {flat.dtype} on {flat.device}"
+
+
+def _pieces(tensor: Tensor, first: int) -> Iterator[tuple[Tensor, int]]:
+    """Cut ``tensor``, whose first element has place ``first``, into views to work on in turn."""
+    if tensor.is_meta or isinstance(tensor, FakeTensor):
+        yield tensor.as_strided((min(tensor.numel(), reference.CHUNK),), (1,)), first
+    elif tensor.is_contiguous() or tensor.numel() <= _PIECE:
+        yield tensor, first
+    else:
+        row = math.prod(tensor.shape[1:])
+        if row > _PIECE:
+            for i, part in enumerate(tensor):
+                yield from _pieces(part, first + i * row)
+        else:
+            for start in range(0, len(tensor), _PIECE // row):
+                yield tensor[start : start + _PIECE // row], first + start * row

@@ -1,0 +1,1 @@
+"""Rules that move theta along an estimate; a file each."""
