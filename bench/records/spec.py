@@ -1,0 +1,97 @@
+"""What decides a run: everything that could change its result, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter
+
+Measure = Literal["memory", "time"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Option = bool | int | float | str
+
+
+def _bytes(value: object) -> object:
+    """Read "1.5 GiB" as well as a number of bytes."""
+    return int(TypeAdapter(ByteSize).validate_python(value)) if isinstance(value, str) else value
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
+
+_NAME = r"^[a-z0-9][a-z0-9_.-]*$"
+
+
+class RunSpec(BaseModel):
+    """One run, frozen. Two equal specs are the same run, and have the same key."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
+
+    group: Annotated[str, Field(pattern=_NAME)] = "main"
+    """Which part of a suite this run belongs to; reports draw a group together."""
+    method: str
+    """A file of ``zo_core/methods``."""
+    lr: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate, constant over the run."""
+    options: dict[str, Option] = {}
+    """The method's own settings, such as ``eps``."""
+    model: str
+    """A built-in one (``zometer list models``), a local directory, or a hub name."""
+    task: str
+    """A file of ``bench/tasks``."""
+    prompt: str | None = None
+    """One of the task's prompts; its default where absent."""
+    dtype: Dtype = "float32"
+    """Of the weights and of the arithmetic."""
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    """``cpu``, ``cuda`` or ``cuda:N``."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Examples a step sees."""
+    seq_len: Annotated[int, Field(ge=1)] = 64
+    """Longest sequence, in tokens: text is cut to fit, a prompt never."""
+    steps: Annotated[int, Field(ge=0)]
+    """Steps of the method. A run of 0 steps is evaluated as loaded."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """First steps left out of time statistics (they are taken, and recorded)."""
+    train_examples: Annotated[int, Field(ge=1)] = 512
+    """How many training examples are used: the first of the task's fixed order."""
+    eval_examples: Annotated[int, Field(ge=0)] = 0
+    """Held-back examples to evaluate on, the same ones for every run; 0 evaluates nothing."""
+    eval_every: Annotated[int, Field(ge=0)] = 0
+    """Evaluate after every so many steps, besides before the first and after the last."""
+    eval_batch_size: Annotated[int, Field(ge=1)] = 16
+    """Examples evaluated at a time."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of directions, random weights and the order of examples; not of the held-back set."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads for arithmetic; all the cores that the process may use where absent."""
+    measure: Measure = "time"
+    """``memory`` resets peaks and trims the heap at phase borders, so its times mean nothing;
+    ``time`` leaves the run alone. One run never claims both."""
+    memory_limit_bytes: Bytes | None = None
+    """Memory the run may take beyond its loaded libraries, in bytes or as "1.5 GiB"; an
+    allocation beyond it fails."""
+    time_limit_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """Wall time after which the run is ended as ``timed_out``."""
+
+    def digest(self) -> str:
+        """Return 8 hexadecimal digits that stand for every field.
+
+        Fields at their default are left out, so that a field added later renames no finished run;
+        for the same reason a default never changes within a schema version.
+        """
+        fields = self.model_dump(mode="json", exclude_defaults=True)
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def key(self) -> str:
+        """Return the run's name on disk: readable, with a digest of all fields at its end."""
+        model = re.sub(r"[^a-z0-9.]+", "-", self.model.lower()).strip("-.")[-40:].lstrip("-.")
+        shape = f"b{self.batch_size}-s{self.seq_len}"
+        parts = [self.group, self.method, model, self.task, self.dtype, shape, f"seed{self.seed}"]
+        return "--".join([*parts, self.digest()])
