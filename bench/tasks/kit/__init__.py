@@ -1,0 +1,1 @@
+"""What task files are made of. Nothing here is a task."""
