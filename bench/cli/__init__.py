@@ -1,0 +1,35 @@
+"""The command line; a verb a file. It prints, and turns errors into exit codes.
+
+Exit codes: 0 ok, 1 regression or failed expectation, 2 usage or configuration, 3 environment or
+measurement invalid, 4 incomplete (some runs failed), 5 baseline missing, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from bench.cli import doctor, listing, report, run
+from bench.records import UserError
+
+app = typer.Typer(
+    name="zometer",
+    help="Which method can fine-tune which model, at what memory, time and accuracy?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.run)
+app.command("list")(listing.show)
+app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line; a user's error is one line without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"zometer: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

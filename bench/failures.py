@@ -1,0 +1,71 @@
+"""What went wrong, as a status and a sentence. Out of memory is a result, not an accident."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import torch
+
+from bench.records import Status, UserError
+
+_UNITS = {"B": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+# torch's CPU allocator, torch's CUDA allocator, numpy.
+_ASKED = re.compile(
+    r"(?:tried to allocate|Tried to allocate|Unable to allocate) ([\d.]+) (bytes|B|[KMGT]iB)"
+)
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|Cannot allocate memory|bad_alloc|out of memory|Unable to allocate",
+    re.IGNORECASE,
+)
+
+
+def status_of(error: BaseException) -> Status:
+    """Say what kind of end an exception is."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "out_of_memory"
+    if isinstance(error, RuntimeError | OSError) and _OUT_OF_MEMORY.search(str(error)):
+        return "out_of_memory"
+    return "unsupported" if isinstance(error, UserError) else "failed"
+
+
+def bytes_requested(error: BaseException) -> int | None:
+    """Return the size of the refused allocation, where the message tells it.
+
+    Exact from torch's CPU allocator; from its CUDA allocator rounded to a hundredth of its unit.
+    """
+    found = _ASKED.search(str(error))
+    return round(float(found[1]) * _UNITS[found[2]]) if found else None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the message's first line, or the class where there is none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def of_exit(returncode: int, killed_by_kernel: bool) -> tuple[Status, str]:
+    """Say how a run ended that wrote no record of its own.
+
+    Args:
+        returncode: of the process; negative for a signal.
+        killed_by_kernel: whether the kernel's out-of-memory killer struck.
+
+    """
+    if returncode == -signal.SIGKILL and killed_by_kernel:
+        return "out_of_memory", "the kernel's out-of-memory killer ended the process"
+    if returncode < 0:
+        name = signal.Signals(-returncode).name
+        return "failed", f"the process was ended by {name}; see the log"
+    return "failed", f"the process exited with code {returncode} and no record; see the log"
+
+
+def out_of_memory_kills() -> int | None:
+    """Return how often the kernel's out-of-memory killer has struck, if it says."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)

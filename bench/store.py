@@ -1,0 +1,64 @@
+"""What of a suite is done already: the results folder is the only memory between invocations."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bench.cell import Cell
+from bench.records import RECORD, RunRecord, UserError, read_record
+
+KEPT = ("completed", "out_of_memory", "timed_out", "unsupported", "skipped")
+"""Statuses that are a result. A run that ``failed`` is run again."""
+
+_SPACE_BYTES = 64 * 2**20
+
+
+@contextmanager
+def opened(results: Path) -> Iterator[None]:
+    """Hold ``results`` for one invocation.
+
+    Raises:
+        UserError: it can't be made or written to, the disk is nearly full, or another
+            invocation holds it.
+
+    """
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(results).free
+        lock = FileLock(results / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"Another zometer is writing to {results}. Wait for it, or choose another --out.", 3
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"Can't write to {results}: {error.strerror}. Choose another --out.", 3
+        ) from error
+    try:
+        if free < _SPACE_BYTES:
+            raise UserError(
+                f"Only {free} bytes are free at {results}, {_SPACE_BYTES} are needed. "
+                "Free some space or choose another --out.",
+                3,
+            )
+        yield
+    finally:
+        lock.release()
+
+
+def finished(results: Path, cells: Iterable[Cell]) -> dict[str, RunRecord]:
+    """Return the records, by key, of those cells that need not be run again."""
+    found = {}
+    for cell in cells:
+        path = cell.folder(results) / RECORD
+        if path.exists():
+            record = read_record(path)
+            if record.status in KEPT:
+                found[record.key] = record
+    return found
