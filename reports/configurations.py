@@ -1,0 +1,138 @@
+"""Several seeds of one configuration, brought to one row without hiding their spread.
+
+Memory comes from the memory runs of a configuration where there are any, time and accuracy from
+its time runs; each number says how many runs it stands on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from reports import headline, stats
+from reports.load import Tables
+from reports.run import Run
+from reports.theme import rank
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number over runs: mean, sample standard deviation (None of one run), how many runs."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that differ in seed or in what was measured, and in nothing else."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        """The run that speaks for what all have in common."""
+        return next((run for run in self.runs if run.record.model), self.runs[0])
+
+    @property
+    def completed(self) -> list[Run]:
+        """Its runs that completed."""
+        return [run for run in self.runs if run.record.status == "completed"]
+
+    @property
+    def seeds(self) -> int:
+        """How many different seeds were run."""
+        return len({run.spec.seed for run in self.runs})
+
+    @property
+    def status(self) -> str:
+        """``completed``, or how the first run that did not complete ended."""
+        others = [run for run in self.runs if run.record.status != "completed"]
+        return others[0].record.status if others else "completed"
+
+    def measured(self, kind: str) -> list[Run]:
+        """Return the completed runs of one kind, or all of them where that kind is missing."""
+        return [run for run in self.completed if run.spec.measure == kind] or self.completed
+
+    @property
+    def peak(self) -> Spread | None:
+        """Memory headline in bytes."""
+        return spread(run.peak.bytes for run in self.measured("memory"))
+
+    @property
+    def absolute_peak(self) -> Spread | None:
+        """Peak with everything that was in memory before, in bytes."""
+        return spread(run.peak.absolute_bytes for run in self.measured("memory"))
+
+    @property
+    def predicted_peak(self) -> Spread | None:
+        """Memory headline in bytes, computed without running."""
+        return spread(run.predicted.bytes for run in self.runs)
+
+    @property
+    def peak_quality(self) -> str:
+        """The least trusted quality among the peaks that the mean stands on."""
+        peaks = [run.peak for run in self.measured("memory") if run.peak.bytes is not None]
+        return headline.worst(peak.quality for peak in peaks)
+
+    @property
+    def step_seconds(self) -> list[float]:
+        """Seconds of every step after the warm-up, of all completed time runs."""
+        return [seconds for run in self.completed for seconds in steady_seconds(run)]
+
+    @property
+    def train_seconds(self) -> Spread | None:
+        """Seconds spent in steps, warm-up included, of completed time runs."""
+        timed = [run.record.steps.seconds for run in self.completed if timed_steps(run)]
+        return spread(math.fsum(seconds) for seconds in timed if seconds)
+
+    @property
+    def accuracy(self) -> Spread | None:
+        """Share of right answers after the last step."""
+        finals = [run.final for run in self.measured("time")]
+        return spread(e.correct / e.n for e in finals if e and e.n)
+
+    @property
+    def zero_shot(self) -> Spread | None:
+        """Share of right answers before any step, on the same prompt and examples."""
+        before = [run.zero_shot for run in self.measured("time") or self.runs]
+        return spread(e.correct / e.n for e in before if e and e.n)
+
+
+def configurations(tables: Tables) -> list[Configuration]:
+    """Return the configurations: by section, model size, method, then setting."""
+    grouped: dict[str, list[Run]] = {}
+    for run in tables.entries:
+        grouped.setdefault(run.configuration, []).append(run)
+    sections = tables.sections()
+    made = [Configuration(tuple(sorted(runs, key=_by_seed))) for runs in grouped.values()]
+    return sorted(made, key=lambda c: (sections.index(c.first.section), *_place(c.first)))
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Return mean and spread of the values that are there, or None where none is."""
+    present = [float(value) for value in values if value is not None]
+    return Spread(*stats.mean_sd(present), len(present)) if present else None
+
+
+def timed_steps(run: Run) -> bool:
+    """Return whether the times of its steps mean something."""
+    return run.spec.measure == "time" and bool(run.record.steps.seconds)
+
+
+def steady_seconds(run: Run) -> Sequence[float]:
+    """Return the seconds of the steps after the warm-up; none for a memory run."""
+    seconds = run.record.steps.seconds
+    return seconds[run.spec.warmup_steps :] if seconds and timed_steps(run) else []
+
+
+def _by_seed(run: Run) -> tuple[int, str, str]:
+    return run.spec.seed, run.spec.measure, run.record.key
+
+
+def _place(run: Run) -> tuple[float, str, tuple[int, str], float, str, str]:
+    size = run.parameters if run.parameters is not None else math.inf
+    method = rank(run.spec.method)
+    return size, run.spec.model, method, run.spec.lr, run.setting, run.configuration

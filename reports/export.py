@@ -1,0 +1,70 @@
+"""The summary as raw values: what the page shows, its spread, and what was run."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from reports import stats
+from reports.configurations import Configuration, configurations
+from reports.load import Tables
+from reports.tables.summary import COLUMNS
+
+
+def summary(tables: Tables) -> pd.DataFrame:
+    """Return one row per configuration of all sections: bytes, seconds, hours, fractions."""
+    return pd.DataFrame([_row(c) for c in configurations(tables)])
+
+
+def _row(c: Configuration) -> dict[str, object]:
+    shown = {column.key: make(c).value for column, make in COLUMNS.items()}
+    first = c.first.record
+    return {
+        "suite": first.suite,
+        "group": first.spec.group,
+        **shown,
+        **_spreads(c),
+        **_spec(c),
+        "reason": next((r.record.reason for r in c.runs if r not in c.completed), first.reason),
+    }
+
+
+def _spreads(c: Configuration) -> dict[str, object]:
+    seconds = c.step_seconds
+    low, _, high = stats.quartiles(seconds) if seconds else (None, None, None)
+    finals = [run.final for run in c.measured("time") if run.final]
+    return {
+        "runs": len(c.runs),
+        "runs_completed": len(c.completed),
+        "seeds": c.seeds,
+        "peak_basis": c.first.peak.basis,
+        "peak_quality": c.peak_quality,
+        "peak_sd_bytes": c.peak.sd if c.peak else None,
+        "absolute_peak_bytes": c.absolute_peak.mean if c.absolute_peak else None,
+        "step_first_quartile_seconds": low,
+        "step_third_quartile_seconds": high,
+        "steps_timed": len(seconds),
+        "train_seconds": c.train_seconds.mean if c.train_seconds else None,
+        "accuracy_sd_fraction": c.accuracy.sd if c.accuracy else None,
+        "evaluated_examples": finals[0].n if finals else None,
+        "forward_passes": finals[0].forward_passes if finals else None,
+        "backward_passes": finals[0].backward_passes if finals else None,
+    }
+
+
+def _spec(c: Configuration) -> dict[str, object]:
+    spec = c.first.spec
+    options = " ".join(f"{name}={value}" for name, value in sorted(spec.options.items()))
+    return {
+        "parameters": c.first.parameters,
+        "weights_bytes": c.first.parameter_bytes,
+        "task": spec.task,
+        "dtype": spec.dtype,
+        "device": spec.device,
+        "machine": c.first.machine,
+        "batch_size": spec.batch_size,
+        "seq_len_tokens": spec.seq_len,
+        "steps": spec.steps,
+        "learning_rate": spec.lr,
+        "options": options,
+        "memory_limit_bytes": spec.memory_limit_bytes,
+    }

@@ -1,0 +1,102 @@
+"""The command: a folder of records in, a folder with the report out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.records import UserError, read_results, write_atomically
+from reports import export, page
+from reports.figures import Drawn, draw_all
+from reports.findings import Finding, findings
+from reports.load import Tables, load
+from reports.table import MARKS
+from reports.tables import failures, summary
+
+PAGE = "report.html"
+
+
+def build(results: Path, out: Path) -> Path:
+    """Read every record below ``results``, write the report into ``out``, return its page.
+
+    Writes ``report.html``, ``summary.md``, ``summary.csv``, ``failures.csv`` and three files for
+    each plot. The same records give the same bytes.
+
+    Raises:
+        UserError: there is no record, one can't be read, or ``out`` can't be written to.
+
+    """
+    tables = load(read_results(results))
+    return _write(tables, findings(tables), out)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; a user's error is one line on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reports", description="Tables, plots and one offline page from records."
+    )
+    parser.add_argument("results", type=Path, help="folder with record.json files, at any depth")
+    parser.add_argument("--out", type=Path, help="where to write (default: RESULTS/report)")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    chosen = parser.parse_args(arguments)
+    out = chosen.out or chosen.results / "report"
+    try:
+        tables = load(read_results(chosen.results))
+        found = findings(tables)
+        path = _write(tables, found, out)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(_told(tables, found, path), indent=1) if chosen.json else path)
+    return 0
+
+
+def _write(tables: Tables, found: list[Finding], out: Path) -> Path:
+    names = tables.sections()
+    drawn = {name: list(draw_all(tables.only(name), page.slug(name))) for name in names}
+    try:
+        (out / "plots").mkdir(parents=True, exist_ok=True)
+        for figure in (figure for several in drawn.values() for figure in several):
+            _write_figure(out / "plots", figure)
+    except OSError as error:
+        raise UserError(
+            f"Can't write to {out}: {error.strerror}. Free some space or choose another --out.", 3
+        ) from error
+    write_atomically(out / "summary.md", _markdown(tables, found))
+    raw = export.summary(tables).to_csv(index=False, lineterminator="\n")
+    write_atomically(out / "summary.csv", raw)
+    write_atomically(out / "failures.csv", failures.rows(tables).csv())
+    write_atomically(out / PAGE, page.render(found, tables, drawn))
+    return out / PAGE
+
+
+def _write_figure(folder: Path, figure: Drawn) -> None:
+    write_atomically(folder / f"{figure.name}.svg", figure.svg)
+    write_atomically(folder / f"{figure.name}.csv", figure.csv)
+    (folder / f"{figure.name}.png").write_bytes(figure.png)
+
+
+def _markdown(tables: Tables, found: list[Finding]) -> str:
+    """Return the findings and the summary tables as Markdown."""
+    parts = [f"# {page.title(tables)}", "\n".join(f"- {finding.text}" for finding in found)]
+    for name in tables.sections():
+        part = tables.only(name)
+        made = summary.rows(part)
+        parts += [f"## {part.entries[0].record.group_title or name}", made.markdown().rstrip()]
+        parts += [f"No run here has: {'; '.join(made.absent)}."] if made.absent else []
+        parts += [f"n/a: {' '.join(made.reasons)}"] if made.reasons else []
+    parts.append(", ".join(f"{mark} {quality}" for quality, (mark, _) in MARKS.items() if mark))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _told(tables: Tables, found: list[Finding], path: Path) -> dict[str, object]:
+    return {
+        "report": str(path),
+        "suites": page.title(tables),
+        "runs": len(tables.entries),
+        "outcomes": {status: n for status, _, n in page.outcomes(tables)},
+        "findings": [{"kind": f.kind, "text": f.text} for f in found],
+    }

