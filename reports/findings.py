@@ -209,11 +209,12 @@ def _doubts(tables: Tables) -> Iterator[Finding]:
     if grave:
         text = f"Measurements are in doubt in {units.plural(len(grave), 'run')}; see below."
         yield Finding("doubt", text)
-    seen = {r.record.environment.model_dump_json() for r in tables.entries if r.record.environment}
+    timed = [r.record for r in tables.entries if r.record.spec.measure == "time"]
+    seen = {r.environment.model_dump_json() for r in timed if r.environment}
     if len(seen) > 1:
         yield Finding(
             "doubt",
-            f"The runs come from {len(seen)} different environments (see the end of the page): "
+            f"The timed runs come from {len(seen)} different environments (see the end of the page): "
             "compare times between them with care.",
         )
     random = {r.spec.model for r in tables.entries if r.record.evaluations and _random(r)}
