@@ -123,7 +123,7 @@ class Run:
                 with self.monitor.phase("train"):
                     info = self._step(step)
                 if info.estimate is not None:
-                    trajectory.append(info.estimate)
+                    trajectory.append(info.estimate, spec.lr)
                 last = self.taken == spec.steps
                 if last or (spec.eval_every and self.taken % spec.eval_every == 0):
                     self._evaluate()

@@ -308,6 +308,10 @@ Point = Sequence[Term]
 """A place to look from: theta plus a short sum of directions. The empty point is theta itself."""
 
 
+Moved = Point | None
+"""What an update added to theta, as terms; None where it is not a sum of the step's directions."""
+
+
 class Perturber(Protocol):
     """How ``theta + sum c u`` comes to be while an objective looks at it."""
 
@@ -353,6 +357,10 @@ class Estimator(Protocol):
         """Return the estimate drawn from ``seed``, and the next state."""
         ...
 
+    def moved(self, state: State, by: Moved) -> State:
+        """Take note of how the update moved theta (an anchor walks back along it)."""
+        ...
+
     def cost(self, params: Params) -> Cost:
         """Declare the cost of one estimate, without allocating."""
         ...
@@ -365,8 +373,10 @@ class UpdateRule(Protocol):
         """Return the state before the first step."""
         ...
 
-    def apply_(self, params: Params, estimate: GradientEstimate, state: State, lr: float) -> State:
-        """Change ``params`` in place and return the next state."""
+    def apply_(
+        self, params: Params, estimate: GradientEstimate, state: State, lr: float
+    ) -> tuple[State, Moved]:
+        """Change ``params`` in place; return the next state and what was added to theta."""
         ...
 
     def cost(self, params: Params) -> Cost:

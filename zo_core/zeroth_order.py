@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,13 @@ from zo_core import noise
 from zo_core.base import (
     Cost,
     Estimator,
+    GradientEstimate,
     Objective,
     Params,
     Span,
     State,
     StepInfo,
+    Term,
     UpdateRule,
     no_span,
 )
@@ -50,9 +53,20 @@ class ZerothOrder:
         looked, moved = state
         estimate, looked = self.estimator.estimate(params, objective, seed, looked, span)
         with span("update"), torch.no_grad():
-            moved = self.update.apply_(params, estimate, moved, lr)
-        queries = len(estimate.losses)
-        return (looked, moved), StepInfo(estimate.losses, queries, estimate=estimate)
+            moved, by = self.update.apply_(params, estimate, moved, lr)
+        info = StepInfo(estimate.losses, queries=len(estimate.losses), estimate=estimate)
+        return (self.estimator.moved(looked, by), moved), info
+
+    def replay_(
+        self, params: Params, terms: Sequence[Term], state: State, *, seed: int, lr: float
+    ) -> State:
+        """Take the step again that had the estimate ``terms``, without looking at the objective."""
+        looked, moved = state
+        with torch.no_grad():
+            law, looked = self.estimator.directions(params, seed, looked)
+            estimate = GradientEstimate(law, tuple(terms), ())
+            moved, by = self.update.apply_(params, estimate, moved, lr)
+        return self.estimator.moved(looked, by), moved
 
     def cost(self, params: Params) -> Cost:
         """Add up what the parts declare; the noise kernel's scratch comes on top."""

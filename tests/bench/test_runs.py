@@ -70,7 +70,7 @@ def test_the_trajectory_of_a_run_rebuilds_its_weights(tmp_path, tiny_cell):
     module = models.load(spec.model, dtype="float32", device="cpu", seed=spec.seed).module
     before = {n: p.detach().clone() for n, p in module.named_parameters()}
     trajectory = Trajectory.read(cell.folder(tmp_path) / "trajectory.bin")
-    assert len(trajectory.coefficients) == 3
+    assert len(trajectory.steps) == 3
     trajectory.replay_(Params.of(module))
     assert any(not torch.equal(p, before[n]) for n, p in module.named_parameters())
 

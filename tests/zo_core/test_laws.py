@@ -299,7 +299,7 @@ def test_a_replayed_trajectory_gives_the_live_weights(name, dtype, problem, tmp_
         for step in range(steps):
             seed = derive_seed(run_seed, step)
             state, info = method.step_(live.params, live.objective, state, seed=seed, lr=lr)
-            log.append(info.estimate)
+            log.append(info.estimate, lr)
     Trajectory.read(path).replay_(again.params)
     drift = steps * DRIFT_ULPS * torch.finfo(dtype).eps * 4  # of restores; entries are below 4
     assert (live.flat() - again.flat()).abs().max() <= drift

@@ -15,6 +15,7 @@ from zo_core.base import (
     Cost,
     Distribution,
     GradientEstimate,
+    Moved,
     NonFiniteLoss,
     Objective,
     Params,
@@ -64,6 +65,10 @@ class TwoPoint:
         if c - c != 0:
             raise NonFiniteLoss(f"The projected gradient is {c}: the losses are {plus}, {minus}.")
         return GradientEstimate(distribution, (Term(seed, c),), (plus, minus)), state
+
+    def moved(self, state: State, by: Moved) -> State:
+        """Take no note: every step begins where theta is."""
+        return state
 
     def cost(self, params: Params) -> Cost:
         """Two queries; three noise passes (there, across, back)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zo_core.base import Cost, GradientEstimate, Params, State, Term
+from zo_core.base import Cost, GradientEstimate, Moved, Params, State, Term
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,13 @@ class Sgd:
         """Keep nothing."""
         return None
 
-    def apply_(self, params: Params, estimate: GradientEstimate, state: State, lr: float) -> State:
+    def apply_(
+        self, params: Params, estimate: GradientEstimate, state: State, lr: float
+    ) -> tuple[State, Moved]:
         """Move ``params`` in one noise pass over all terms of the estimate."""
         terms = [Term(t.seed, -lr * t.coefficient) for t in estimate.terms]
         estimate.distribution.add_(params, terms)
-        return state
+        return state, terms
 
     def cost(self, params: Params) -> Cost:
         """One noise pass."""
