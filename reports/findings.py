@@ -214,7 +214,7 @@ def _doubts(tables: Tables) -> Iterator[Finding]:
     if len(seen) > 1:
         yield Finding(
             "doubt",
-            f"The timed runs come from {len(seen)} different environments (see the end of the page): "
+            f"The timed runs come from {len(seen)} environments (see the end of the page): "
             "compare times between them with care.",
         )
     random = {r.spec.model for r in tables.entries if r.record.evaluations and _random(r)}

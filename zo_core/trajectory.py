@@ -61,7 +61,7 @@ class Trajectory:
         try:
             header = json.loads(head)
             format_, layout = header.pop("format"), header.pop("layout")
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path} is not a trajectory file.") from None
         if format_ != FORMAT or layout not in ("derived", "general"):
             raise ValueError(f"{path} is {format_}; this zometer reads {FORMAT}. Upgrade zometer.")

@@ -60,7 +60,7 @@ class ZerothOrder:
     def replay_(
         self, params: Params, terms: Sequence[Term], state: State, *, seed: int, lr: float
     ) -> State:
-        """Take the step again that had the estimate ``terms``, without looking at the objective."""
+        """Take the step again that had the estimate ``terms``; the objective is not looked at."""
         looked, moved = state
         with torch.no_grad():
             law, looked = self.estimator.directions(params, seed, looked)

@@ -128,7 +128,7 @@ class _View:
 def _summarise(records: list[RunRecord], folder: Path, as_json: bool) -> None:
     bad = [r for r in records if r.status in ("failed", "timed_out")]
     if not as_json:
-        counts = Table("status", "runs", title=str(folder))
+        counts = Table("status", "runs")
         for status in sorted({r.status for r in records}):
             counts.add_row(status, str(sum(r.status == status for r in records)))
         console = Console(stderr=True)
