@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -194,9 +195,11 @@ def _use_threads(spec: RunSpec) -> None:
 
 
 def _warm(spec: RunSpec) -> None:
-    """Load the noise kernel: it is a library, and belongs to the baseline."""
+    """Load the code that will run (noise kernel, model classes): libraries are in the baseline."""
     tensor = torch.zeros(1, dtype=getattr(torch, spec.dtype))
     noise.add_(Params([("warm", tensor)]), "gaussian", [Term(0, 1.0)])
+    with suppress(UserError):  # loading will say it again, in its phase
+        models.load_shape(spec.model, dtype=spec.dtype, device="meta")
 
 
 def _die_with_parent() -> None:
