@@ -1,6 +1,6 @@
 """``python -m bench``: the command line without the console script."""
 
-from bench.cli import main
+from bench.start import main
 
 if __name__ == "__main__":
     main()

@@ -15,9 +15,13 @@ def suites_folder() -> Path:
         UserError: neither exists.
 
     """
-    checkout = Path(__file__).resolve().parent.parent / "suites"
-    installed = Path(sysconfig.get_path("data")) / "share" / "zometer" / "suites"
-    for folder in (checkout, installed):
-        if folder.is_dir():
+    root = Path(__file__).resolve().parent.parent
+    installed = Path("share") / "zometer" / "suites"
+    user = sysconfig.get_path("data", sysconfig.get_preferred_scheme("user"))
+    places = [root / "suites"]
+    places += [Path(p) / installed for p in (sysconfig.get_path("data"), user, root)]
+    for folder in places:
+        if (folder / "models").is_dir():  # a stranger's `suites` is not ours
             return folder
-    raise UserError(f"No built-in suites in {checkout} or {installed}; reinstall zometer.", 3)
+    looked = ", ".join(str(p) for p in places)
+    raise UserError(f"No built-in suites (looked in {looked}); reinstall zometer.", 3)

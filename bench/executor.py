@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import failures
+from bench import failures, store
 from bench.cell import EVENTS, LOG, Cell, Outcome, finish, log_tail, read_events, write_cell
 from bench.records import RECORD, Failure, RunRecord, RunSpec, Status, UserError, read_record
 
@@ -75,6 +75,7 @@ def run(results: Path, cells: Iterable[Cell], progress: Progress) -> Iterable[Ru
     """
     prepared: dict[tuple[str, str], str | None] = {}
     for cell in cells:
+        store.check_space(results)
         folder = cell.folder(results)
         write_cell(folder, cell)
         reason = _prepared(cell, prepared, progress)
@@ -107,7 +108,7 @@ def _run_one(folder: Path, cell: Cell, progress: Progress) -> RunRecord:
     start, kills = time.perf_counter(), failures.out_of_memory_kills()
     with (folder / LOG).open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "bench.worker", str(folder)],
+            [sys.executable, "-u", "-m", "bench.worker", str(folder), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

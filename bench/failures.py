@@ -17,7 +17,8 @@ _ASKED = re.compile(
     r"(?:tried to allocate|Tried to allocate|Unable to allocate) ([\d.]+) (bytes|B|[KMGT]iB)"
 )
 _OUT_OF_MEMORY = re.compile(
-    r"can't allocate memory|Cannot allocate memory|bad_alloc|out of memory|Unable to allocate",
+    r"can't allocate memory|Cannot allocate memory|bad_alloc|out of memory|Unable to allocate"
+    r"|_STATUS_ALLOC_FAILED|can't start new thread",
     re.IGNORECASE,
 )
 

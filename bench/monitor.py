@@ -28,7 +28,7 @@ class Monitor:
         unavailable: reasons, by metric, of what can't be measured here.
         definitions: of every metric that a tracker may read.
         synchronize: waits for the device, called at the borders of main phases.
-        on_phase: told the name of each phase as it begins.
+        on_phase: told the innermost phase whenever it changes.
         on_failure: called when the first exception leaves a phase, before anything is unwound.
 
     """
@@ -70,17 +70,21 @@ class Monitor:
         start = time.perf_counter()
         try:
             yield
+            if name in MAIN_PHASES:
+                self._synchronize()
         except BaseException:
             if self.failed_phase is None:
                 self.failed_phase = name
                 self._on_failure()
             raise
         finally:
-            if name in MAIN_PHASES:
-                self._synchronize()
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
-            self._border(name)
-            self._keep(*self._open.pop())
+            try:
+                self._border(name)
+            finally:
+                self._keep(*self._open.pop())
+                if self._open:
+                    self._on_phase(self._open[-1][0])
 
     def measurements(self) -> list[Measurement]:
         """Return everything measured so far, as the record wants it."""

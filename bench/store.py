@@ -12,8 +12,9 @@ from filelock import FileLock, Timeout
 from bench.cell import Cell
 from bench.records import RECORD, RunRecord, UserError, read_record
 
-KEPT = ("completed", "out_of_memory", "timed_out", "unsupported", "skipped")
-"""Statuses that are a result. A run that ``failed`` is run again."""
+KEPT = ("completed", "out_of_memory", "timed_out")
+"""Statuses that are a result. A run that ended otherwise is run again: what it lacked (a package,
+a device, the hub) may be there by now."""
 
 _SPACE_BYTES = 64 * 2**20
 
@@ -23,13 +24,11 @@ def opened(results: Path) -> Iterator[None]:
     """Hold ``results`` for one invocation.
 
     Raises:
-        UserError: it can't be made or written to, the disk is nearly full, or another
-            invocation holds it.
+        UserError: it can't be made or written to, or another invocation holds it.
 
     """
     try:
         results.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(results).free
         lock = FileLock(results / ".lock")
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -41,15 +40,26 @@ def opened(results: Path) -> Iterator[None]:
             f"Can't write to {results}: {error.strerror}. Choose another --out.", 3
         ) from error
     try:
-        if free < _SPACE_BYTES:
-            raise UserError(
-                f"Only {free} bytes are free at {results}, {_SPACE_BYTES} are needed. "
-                "Free some space or choose another --out.",
-                3,
-            )
         yield
     finally:
         lock.release()
+
+
+def check_space(results: Path) -> None:
+    """Look whether there is room for one more run.
+
+    Raises:
+        UserError: the disk is nearly full.
+
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(results).free
+    if free < _SPACE_BYTES:
+        raise UserError(
+            f"Only {free} bytes are free at {results}, {_SPACE_BYTES} are needed. "
+            "Free some space or choose another --out; finished runs are kept.",
+            3,
+        )
 
 
 def finished(results: Path, cells: Iterable[Cell]) -> dict[str, RunRecord]:

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from bench import tasks
@@ -40,11 +41,12 @@ from bench.builtin import suites_folder
 from bench.cell import Cell
 from bench.models.resolve import resolve
 from bench.records import RunSpec, UserError, unknown
-from zo_core import methods
+from zo_core import Method, Params, methods
 
 Table = dict[str, Any]
 
 _FILE_KEYS = ("title", "description", "run", "axes", "include", "exclude", "group")
+_FILE_KEYS_WITH_GROUPS = ("title", "description", "run", "group")
 _GROUP_KEYS = ("name", "title", "run", "axes", "include", "exclude")
 
 
@@ -73,8 +75,7 @@ def load(name: str) -> Suite:
     """
     path = find(name)
     table = _read(path)
-    _known_keys(table, _FILE_KEYS, str(path))
-    groups = table.get("group", [{k: v for k, v in table.items() if k in _GROUP_KEYS}])
+    groups = _groups(table, str(path))
     cells: dict[str, Cell] = {}
     for group in groups:
         for cell in _group(path, table, group):
@@ -111,6 +112,31 @@ def _read(path: Path) -> Table:
         raise UserError(f"Can't read {path}: {error.strerror}.") from error
 
 
+def _groups(table: Table, where: str) -> list[Table]:
+    """Return the groups of a file; one without any is a group by itself."""
+    if "group" not in table:
+        _shaped(table, _FILE_KEYS, where)
+        return [{k: v for k, v in table.items() if k in _GROUP_KEYS}]
+    _shaped(
+        table, _FILE_KEYS_WITH_GROUPS, f"{where} (axes go inside a [[group]] where there is one)"
+    )
+    for group in table["group"]:
+        _shaped(group, _GROUP_KEYS, f"{where}, group '{group.get('name', 'main')}'")
+    return list(table["group"])
+
+
+def _shaped(table: Table, known: tuple[str, ...], where: str) -> None:
+    """Refuse unknown keys, and tables that are not tables."""
+    _known_keys(table, known, where)
+    for key in ("run", "axes"):
+        if not isinstance(table.get(key, {}), dict):
+            raise UserError(f"{where}: '{key}' must be a table, [{key}]; got {table[key]!r}.")
+    for key in ("include", "exclude", "group"):
+        entries = table.get(key, [])
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            raise UserError(f"{where}: '{key}' must be tables, [[{key}]]; got {entries!r}.")
+
+
 def _known_keys(table: Table, known: tuple[str, ...], where: str) -> None:
     for key in table:
         if key not in known:
@@ -120,11 +146,11 @@ def _known_keys(table: Table, known: tuple[str, ...], where: str) -> None:
 def _group(path: Path, table: Table, group: Table) -> list[Cell]:
     name = str(group.get("name", "main"))
     where = f"{path}, group '{name}'"
-    if "group" in table:
-        _known_keys(group, _GROUP_KEYS, where)
     fixed = {**_flat(table.get("run", {})), **_flat(group.get("run", {}))}
     title = str(group.get("title", name))
     combinations = _combinations(group, where)
+    if "group" in fixed or any("group" in c for c in combinations):
+        raise UserError(f"{where}: 'group' is no key of a run; name the [[group]] instead.")
     return [
         Cell(
             suite=path.stem,
@@ -142,6 +168,9 @@ def _combinations(group: Table, where: str) -> list[Table]:
             raise UserError(f"{where}: axis '{key}' must be a list of values, got {values!r}.")
     product = [dict(zip(axes, c, strict=True)) for c in itertools.product(*axes.values())]
     excluded = [_flat(e) for e in group.get("exclude", [])]
+    for entry in excluded:
+        if not any(_matches(c, entry, where, axes) for c in product):
+            raise UserError(f"{where}: exclude {entry} matches no combination of the axes.")
     kept = [c for c in product if not any(_matches(c, e, where, axes) for e in excluded)]
     if not axes and "include" in group:
         kept = []
@@ -192,19 +221,36 @@ def _spec(flat: Table, where: str) -> RunSpec:
     return spec
 
 
+def _trains(method: Method) -> bool:
+    """A method that neither draws noise nor differentiates changes nothing."""
+    cost = method.cost(Params([("any", torch.zeros(1))]))
+    return cost.noise_passes + cost.backwards > 0
+
+
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         return f"'{key}' is missing; every run needs it."
+    if first["loc"][0] == "options" and len(first["loc"]) > 1:
+        key = f"options.{first['loc'][1]}"
+        return f"'{key}' must be one finite number, text or true/false, got {first['input']!r}."
+    if first["type"] == "string_pattern_mismatch":
+        wanted = {"device": "cpu, cuda or cuda:N"}.get(key, "lower-case letters, digits, _ . -")
+        return f"'{key}' must be {wanted}, got {first['input']!r}."
     return f"'{key}': {first['msg']}, got {first['input']!r}."
 
 
 def _check_names(spec: RunSpec, where: str) -> None:
     if spec.task not in tasks.names():
         raise UserError(f"{where}: {unknown('task', spec.task, tasks.names())}")
+    prompts = tasks.prompts(spec.task)
+    if spec.prompt is not None and spec.prompt not in prompts:
+        raise UserError(f"{where}: {unknown('prompt', spec.prompt, prompts)}")
     try:
-        methods.build(spec.method, **spec.options)
+        method = methods.build(spec.method, **spec.options)
+        if spec.steps and not spec.lr and _trains(method):
+            raise UserError("'lr' is missing; with 0, the default, nothing would be trained.")
         resolve(spec.model)
     except (ValueError, UserError) as error:
         raise UserError(f"{where}: {error}") from error

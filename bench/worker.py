@@ -7,20 +7,34 @@ process a run: after an out-of-memory error a process is never quite clean again
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import signal
 import sys
 import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
+import psutil
 import torch
 
 from bench import environment, failures, limits, models, tasks, trackers
 from bench.cell import TRAJECTORY, Cell, Events, Outcome, finish, log_tail, now, read_cell
 from bench.monitor import Monitor
 from bench.records import Declared, Evaluation, Failure, RunSpec, UserError
-from zo_core import Closure, Method, Params, StepInfo, Term, derive_seed, methods, noise
+from zo_core import (
+    Closure,
+    Method,
+    NonFiniteLoss,
+    Params,
+    StepInfo,
+    Term,
+    derive_seed,
+    methods,
+    noise,
+)
 from zo_core.base import Span, no_span
 from zo_core.trajectory import Trajectory, TrajectoryWriter
 
@@ -31,16 +45,14 @@ class Run:
     """The run of one cell."""
 
     def __init__(self, folder: Path, cell: Cell) -> None:
-        """Set threads, take the baseline, and draw the memory limit."""
+        """Hold what is to be run; nothing that can fail happens yet."""
         self.folder, self.spec = folder, cell.spec
         self.on_cuda = cell.spec.device.startswith("cuda")
         self.events = Events(folder)
         self.events.write("start", {"at": now()})
-        _use_threads(self.spec)
-        _warm(self.spec)
         self.limit: limits.MemoryLimit | None = None
         self.in_use_bytes: int | None = None
-        self.monitor = self._monitor()
+        self.monitor = Monitor(self.spec.measure, {})  # until there is a baseline
         self.taken = 0
         self.train_seconds = 0.0
         self.queries = 0
@@ -48,9 +60,11 @@ class Run:
 
     def go(self) -> None:
         """Run it all; whatever stops it is raised."""
+        _use_threads(self.spec)
         self.events.write("environment", environment.read(self.spec.device))
-        if self.on_cuda and not torch.cuda.is_available():
-            raise UserError(f"device '{self.spec.device}': torch sees no CUDA device here.")
+        self._check_device()
+        _warm(self.spec)
+        self.monitor = self._monitor()
         with self.monitor.phase("run"):
             self._limit_memory()
             self._load()
@@ -65,9 +79,28 @@ class Run:
             step=self.taken,
             bytes_requested=failures.bytes_requested(error),
             bytes_in_use=self.in_use_bytes,
-            bytes_limit=self.spec.memory_limit_bytes,
+            bytes_limit=self.spec.memory_limit_bytes or self._device_bytes(),
             log_tail=log_tail(self.folder),
         )
+
+    def measured(self) -> None:
+        """Put everything measured so far among the events."""
+        for measurement in self.monitor.measurements():
+            self.events.write("measurement", measurement)
+
+    def _check_device(self) -> None:
+        index = torch.device(self.spec.device).index or 0
+        if self.on_cuda and index >= torch.cuda.device_count():
+            raise UserError(
+                f"Device '{self.spec.device}' is not here: torch sees "
+                f"{torch.cuda.device_count()} CUDA devices."
+            )
+
+    def _device_bytes(self) -> int | None:
+        """Return the capacity of the CUDA device; None on the CPU."""
+        if not (self.on_cuda and torch.cuda.is_available()):
+            return None
+        return int(torch.cuda.get_device_properties(self.spec.device).total_memory)
 
     def _monitor(self) -> Monitor:
         working, reasons = trackers.available(self.spec.device)
@@ -92,8 +125,9 @@ class Run:
         if not self.on_cuda:
             self.limit = limits.MemoryLimit(limit)
             return
-        total = torch.cuda.get_device_properties(self.spec.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), self.spec.device)
+        index = torch.device(self.spec.device).index or 0  # "cuda" alone is refused here
+        share = limit / (self._device_bytes() or limit)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share), index)
 
     def _failed(self) -> None:
         if self.limit:
@@ -176,6 +210,8 @@ class Run:
             return
         with self.monitor.phase("evaluate"):
             seen = self.task.evaluate(self.module)
+            if not math.isfinite(seen.loss):
+                raise NonFiniteLoss(f"The evaluation loss is {seen.loss}: it diverged; lower lr.")
         evaluation = Evaluation(
             step=self.taken,
             forward_passes=self.queries,
@@ -202,33 +238,47 @@ def _warm(spec: RunSpec) -> None:
         models.load_shape(spec.model, dtype=spec.dtype, device="meta")
 
 
-def _die_with_parent() -> None:
+class _Ended(BaseException):
+    """The parent asks the run to end."""
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise _Ended
+
+
+def _die_with(parent: int) -> None:
+    """Never outlive ``parent``, not even if it died while this process was starting."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
-def main(folder: Path) -> None:
-    """Run the cell in ``folder`` and write its record, whatever happens."""
-    _die_with_parent()
-    start = time.perf_counter()
-    cell = read_cell(folder)
-    run = Run(folder, cell)
+def _wall_seconds() -> float:
+    """Return how long this process has lived."""
+    return time.time() - psutil.Process().create_time()
+
+
+def main(folder: Path, parent: int) -> None:
+    """Run the cell in ``folder`` for ``parent``, and write its record, whatever happens."""
+    _die_with(parent)
+    signal.signal(signal.SIGTERM, _end)
+    run = Run(folder, read_cell(folder))
     try:
         run.go()
-        outcome = Outcome("completed", "all steps were taken", time.perf_counter() - start)
+        outcome = Outcome("completed", "all steps were taken", _wall_seconds())
+    except _Ended:
+        run.measured()  # the parent knows why, and writes the record
+        return
     except Exception as error:  # why: whatever it is becomes a row of the table
         if not isinstance(error, UserError):
             traceback.print_exc()
-        outcome = Outcome(
-            failures.status_of(error),
-            failures.first_line(error),
-            time.perf_counter() - start,
-            run.failure(error),
-        )
-    for measurement in run.monitor.measurements():
-        run.events.write("measurement", measurement)
+        reason = failures.first_line(error)
+        failure = run.failure(error)
+        outcome = Outcome(failures.status_of(error), reason, _wall_seconds(), failure)
+    run.measured()
     finish(folder, outcome)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from bench.records import Failure
-from reports import stats, units
+from reports import headline, stats, units
 from reports.comparisons import Comparison, compare
 from reports.configurations import Configuration, configurations
 from reports.headline import BASES
@@ -77,7 +77,10 @@ def _wall(c: Configuration, made: list[Configuration]) -> str:
     told = f"Under a limit of {units.size(limit)}, {where}" if limit else where
     told += " ran out of memory" + (f" in `{failure.phase}`" if failure.phase else "")
     told += f", asking for {units.size(asked)}" if asked is not None else ""
-    told += f" with {units.size(used)} in use" if used is not None else ""
+    if (reached := headline.reached(record)) is not None:
+        told += f" after reaching {units.size(reached)}"
+    elif used is not None:
+        told += f" with {units.size(used)} in use"
     lived = "; ".join(_survived(other) for other in made if _comparable(other, c))
     same = "Under the same limit" if record.spec.memory_limit_bytes else "On the same machine"
     return f"{told}. {same} {lived}." if lived else f"{told}."

@@ -53,6 +53,11 @@ def measured(record: RunRecord) -> Peak:
     return Peak(None, peak.basis, reason=reason, baseline_bytes=peak.baseline_bytes)
 
 
+def reached(record: RunRecord) -> float | None:
+    """Return the peak of a run however it ended, in bytes; None where it was not measured."""
+    return _headline(record.measurements, record.spec.device).bytes
+
+
 def predicted(record: RunRecord) -> Peak:
     """Return the headline computed without running; the measured baseline may stand in."""
     baseline = [m for m in record.measurements if m.metric == "host_baseline_bytes"]

@@ -29,8 +29,8 @@ def build(results: Path, out: Path) -> Path:
         UserError: there is no record, one can't be read, or ``out`` can't be written to.
 
     """
-    tables = load(read_results(results))
-    return _write(tables, findings(tables), out)
+    told(results, out)
+    return out / PAGE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,13 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     out = chosen.out or chosen.results / "report"
     try:
-        tables = load(read_results(chosen.results))
-        found = findings(tables)
-        path = _write(tables, found, out)
+        made = told(chosen.results, out)
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"zometer: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(_told(tables, found, path), indent=1) if chosen.json else path)
+    print(json.dumps(made, indent=1) if chosen.json else made["report"])
     return 0
 
 
@@ -90,6 +88,13 @@ def _markdown(tables: Tables, found: list[Finding]) -> str:
         parts += [f"n/a: {' '.join(made.reasons)}"] if made.reasons else []
     parts.append(", ".join(f"{mark} {quality}" for quality, (mark, _) in MARKS.items() if mark))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def told(results: Path, out: Path) -> dict[str, object]:
+    """Build the report as ``build`` does, and return what it says and where it is."""
+    tables = load(read_results(results))
+    found = findings(tables)
+    return _told(tables, found, _write(tables, found, out))
 
 
 def _told(tables: Tables, found: list[Finding], path: Path) -> dict[str, object]:

@@ -78,7 +78,8 @@ class Params(Sequence[Param]):
 
     Raises:
         ValueError: no tensor at all, two tensors under one name, a tensor that is not floating
-            point, or one that overlaps itself in memory (an expanded view).
+            point, or an expanded view. Tensors that share storage in other ways are the caller's
+            to avoid: they would be moved twice.
 
     """
 

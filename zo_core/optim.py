@@ -37,7 +37,7 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     Args:
         params: a module (its parameters that require a gradient are trained), or (name, tensor)
-            pairs, or tensors, which are then known by their position.
+            pairs, or tensors, which are then known by their position. Frozen parameters stay out.
         method: a name of ``zo_core.methods`` that needs no gradient.
         lr: learning rate.
         seed: decides every direction.
@@ -90,10 +90,16 @@ class ZOOptimizer(torch.optim.Optimizer):
         """Do nothing: there are no gradients. Here so that an existing loop runs unchanged."""
 
 
+def _frozen(item: Any) -> bool:
+    """Tell a frozen parameter of a module; a plain tensor is trained whatever its flag."""
+    tensor = item[1] if isinstance(item, tuple) else item
+    return isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
+
+
 def _named(params: Any) -> Params:
     if isinstance(params, torch.nn.Module):
         return Params.of(params)
-    items = list(params)
+    items = [item for item in params if not _frozen(item)]
     if items and isinstance(items[0], dict):
         raise ValueError(
             "Expected a module, tensors or (name, tensor) pairs; got parameter groups."

@@ -33,3 +33,6 @@ def main() -> None:
     except UserError as error:
         print(f"zometer: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder that is a file: never a traceback
+        print(f"zometer: {error.strerror}: {error.filename}", file=sys.stderr)
+        sys.exit(3)

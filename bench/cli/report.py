@@ -17,13 +17,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Where to write; RESULTS/report if left out.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the files as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what it says as JSON.")] = False,
 ) -> None:
     """Make tables, plots and one offline HTML page from a folder of records."""
     folder = out or results / "report"
-    page = importlib.import_module("reports.main").build(results, folder)
-    if as_json:
-        files = sorted(str(p) for p in folder.rglob("*") if p.is_file())
-        print(json.dumps({"page": str(page), "files": files}, indent=1))
-    else:
-        print(f"Report: {page.resolve()}")
+    made = importlib.import_module("reports.main").told(results, folder)
+    print(json.dumps(made, indent=1) if as_json else f"Report: {Path(made['report']).resolve()}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,11 +21,13 @@ from bench.records import RECORD, RunRecord, UserError
 
 _INTERRUPTED = 130
 _INCOMPLETE = 4
+_ENVIRONMENT = 3
 _MARKS = {
     "completed": "[green]completed[/]",
     "out_of_memory": "[magenta]out_of_memory[/]",
     "failed": "[red]failed[/]",
     "timed_out": "[red]timed_out[/]",
+    "unsupported": "[yellow]unsupported[/]",
 }
 
 
@@ -43,9 +47,13 @@ def run(
     if dry_run:
         _show_plan(cells, out, as_json)
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the running cell as well
     with store.opened(out):
         done = store.finished(out, cells)
         missing = [c for c in cells if c.spec.key not in done]
+        if as_json:
+            for record in done.values():
+                _tell(record, out)
         try:
             with _View(len(cells), len(done), as_json) as view:
                 for record in executor.run(out, missing, view.progress):
@@ -58,14 +66,17 @@ def run(
                 file=sys.stderr,
             )
             raise typer.Exit(_INTERRUPTED) from None
-    _summarise([done[c.spec.key] for c in cells], out / cells[0].suite, as_json)
+    folder = out / cells[0].suite
+    _summarise([done[c.spec.key] for c in cells], folder, as_json)
 
 
 def _chosen(loaded: suite.Suite, only: str) -> list[Cell]:
     cells = [c for c in loaded.cells if fnmatch.fnmatch(c.spec.key, only)]
     if not cells:
-        keys = "\n  ".join(c.spec.key for c in loaded.cells)
-        raise UserError(f"--only '{only}' matches none of the suite's runs:\n  {keys}")
+        raise UserError(
+            f"--only '{only}' matches none of the {len(loaded.cells)} runs. Their keys: "
+            f"zometer run {loaded.name} --dry-run"
+        )
     return cells
 
 
@@ -113,9 +124,7 @@ class _View:
     def ended(self, record: RunRecord, out: Path) -> None:
         self._bar.advance(self._all)
         if self._as_json:
-            path = out / record.suite / record.key / RECORD
-            line = {"key": record.key, "status": record.status, "reason": record.reason}
-            print(json.dumps({**line, "record": str(path)}), flush=True)
+            _tell(record, out)
             return
         mark = _MARKS.get(record.status, record.status)
         self._console.print(
@@ -125,16 +134,34 @@ class _View:
         )
 
 
+def _tell(record: RunRecord, out: Path) -> None:
+    path = out / record.suite / record.key / RECORD
+    line = {"key": record.key, "status": record.status, "reason": record.reason}
+    print(json.dumps({**line, "record": str(path)}), flush=True)
+
+
 def _summarise(records: list[RunRecord], folder: Path, as_json: bool) -> None:
     bad = [r for r in records if r.status in ("failed", "timed_out")]
+    keys = {r.key for r in records}
+    others = sorted(p.parent.name for p in folder.glob(f"*/{RECORD}") if p.parent.name not in keys)
+    odd = [r for r in records if r.status in ("failed", "timed_out", "unsupported")]
     if not as_json:
         counts = Table("status", "runs")
         for status in sorted({r.status for r in records}):
             counts.add_row(status, str(sum(r.status == status for r in records)))
         console = Console(stderr=True)
         console.print(counts)
-        for record in bad:
+        for record in odd:
             console.print(f"{record.key}: {record.reason}", highlight=False, soft_wrap=True)
-        print(f"Results: {folder}   Next: zometer report {folder}")
+        if others:
+            console.print(
+                f"{len(others)} finished runs in {folder} are not among these; a report shows "
+                f"them too: {', '.join(others)}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        print(f"Results: {folder}   Next: zometer report {shlex.quote(str(folder))}")
     if bad:
         raise typer.Exit(_INCOMPLETE)
+    if len(odd) == len(records):
+        raise typer.Exit(_ENVIRONMENT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +114,8 @@ def _explained(where: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
+        if getattr(error, "errno", None) == errno.ENOMEM:
+            raise  # a result, not a fault of the checkpoint
         chain: list[str] = []
         cause: BaseException | None = error
         while cause is not None:

@@ -57,6 +57,11 @@ def resolve(name: str) -> Source:
         return _Checkpoint(name, lambda: _Place(name, "local directory"))
     if _HUB_NAME.fullmatch(name):
         return _Checkpoint(name, lambda: _Place(name, f"Hugging Face hub, {name}"))
+    if "/" in name or name.startswith((".", "~")):
+        raise UserError(
+            f"No model directory '{name}' (looked from {Path.cwd()}). Give a directory with a "
+            "config.json, a hub name 'owner/name', or a built-in one: zometer list models"
+        )
     raise unknown("model", name, entries)
 
 

@@ -13,6 +13,7 @@ from bench.records.errors import UserError
 from bench.records.record import SCHEMA_VERSION, RunRecord
 
 RECORD = "record.json"
+_REMEDY = "Delete its folder and run the suite again: finished runs are kept."
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -58,13 +59,10 @@ def read_record(path: Path) -> RunRecord:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a whole JSON file ({error}). Delete its folder and run the suite "
-            "again: finished cells are kept."
-        ) from error
+        raise UserError(f"{path} is not a whole JSON file ({error}). {_REMEDY}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if not isinstance(version, int):
-        raise UserError(f"{path} is not a zometer record: it has no 'schema_version'.")
+        raise UserError(f"{path} is no zometer record: no 'schema_version'. {_REMEDY}")
     if version > SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema version {version}; this zometer reads up to {SCHEMA_VERSION}. "
@@ -75,7 +73,9 @@ def read_record(path: Path) -> RunRecord:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
-        raise UserError(f"{path} is not a valid record: {where}: {first['msg']}.") from error
+        raise UserError(
+            f"{path} is no valid record: {where}: {first['msg']}. {_REMEDY}"
+        ) from error
 
 
 def read_results(folder: Path) -> list[RunRecord]:

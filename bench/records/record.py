@@ -19,7 +19,11 @@ Severity = Literal["invalid", "suspect", "info"]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,  # JSON has neither: what is written can be read
     )
 
 

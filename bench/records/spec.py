@@ -24,14 +24,23 @@ Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
 _NAME = r"^[a-z0-9][a-z0-9_.-]*$"
 
 
+def _plain(value: Option) -> Option:
+    """Write 1.0 as 1: they are the same setting."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class RunSpec(BaseModel):
     """One run, frozen. Two equal specs are the same run, and have the same key."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
-    group: Annotated[str, Field(pattern=_NAME)] = "main"
+    group: Annotated[str, Field(pattern=_NAME, max_length=64)] = "main"
     """Which part of a suite this run belongs to; reports draw a group together."""
     method: str
     """A file of ``zo_core/methods``."""
@@ -40,7 +49,8 @@ class RunSpec(BaseModel):
     options: dict[str, Option] = {}
     """The method's own settings, such as ``eps``."""
     model: str
-    """A built-in one (``zometer list models``), a local directory, or a hub name."""
+    """A built-in one (``zometer list models``), a hub name, or a local directory (a relative path
+    counts from where zometer is started)."""
     task: str
     """A file of ``bench/tasks``."""
     prompt: str | None = None
@@ -85,6 +95,7 @@ class RunSpec(BaseModel):
         for the same reason a default never changes within a schema version.
         """
         fields = self.model_dump(mode="json", exclude_defaults=True)
+        fields["options"] = {k: _plain(v) for k, v in self.options.items()}
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -44,6 +44,16 @@ def names() -> dict[str, str]:
     return {name: _file(name).TITLE for name in _known()}
 
 
+def prompts(name: str) -> list[str]:
+    """Return the prompts of a task; none where it has none.
+
+    Raises:
+        UserError: no such task.
+
+    """
+    return list(getattr(_named(name), "PROMPTS", {}))
+
+
 def prepare(name: str) -> None:
     """Fetch the data of a task, so that no measured run has to.
 

@@ -7,14 +7,13 @@ raises :class:`Unavailable` with the reason where this machine or device has no 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import sys
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
 
 from bench.records import METRICS, Metric, Quality
+from zo_core import register
 
 
 class Unavailable(Exception):
@@ -53,9 +52,7 @@ class Tracker(Protocol):
 
 def modules() -> dict[str, ModuleType]:
     """Import and return every tracker file, by name. An import error is raised."""
-    package = sys.modules[__name__]
-    found = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
-    return {name: importlib.import_module(f"{__name__}.{name}") for name in found}
+    return register.modules(sys.modules[__name__])
 
 
 def definitions() -> dict[str, Metric]:

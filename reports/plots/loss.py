@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from reports.canvas import dashes, facets, legend, shorten
 from reports.load import Tables
@@ -65,5 +66,6 @@ def _panel(panel: Axes, frame: pd.DataFrame, theme: Theme) -> None:
             linestyle=lines[series],
             label=shorten(series),
         )
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("Step")
     panel.set_ylabel("Loss (nats)")

@@ -61,6 +61,7 @@ def _line(panel: Axes, rows: pd.DataFrame, series: str, dash: Dash, theme: Theme
     hollow = rows["kind"].iloc[0] == "predicted"
     method = rows["method"].iloc[0]
     colour = theme.colour(method)
+    under = method == "zero_shot" and not hollow  # what MeZO coincides with: a wider line below
     panel.errorbar(
         rows["parameters"],
         rows["bytes"],
@@ -68,12 +69,12 @@ def _line(panel: Axes, rows: pd.DataFrame, series: str, dash: Dash, theme: Theme
         color=colour,
         marker=theme.marker(method),
         markerfacecolor=theme.paper("surface") if hollow else colour,
-        markersize=9 if hollow else 6,
+        markersize=11 if under else 9 if hollow else 6,
         markeredgewidth=1.4,
         linestyle=dash,
-        linewidth=1.1 if hollow else 1.8,
+        linewidth=5 if under else 1.1 if hollow else 1.8,
         capsize=3,
-        zorder=3 if hollow else 4,
+        zorder=3 if hollow or under else 4,
         label=None if hollow else shorten(series),
     )
 

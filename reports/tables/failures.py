@@ -24,7 +24,7 @@ _COLUMNS = (
     Column("phase", "Phase"),
     Column("steps_completed", "Steps done", True),
     Column("requested_bytes", "Asked for", True),
-    Column("in_use_bytes", "In use", True),
+    Column("in_use_bytes", "In use when caught", True),
     Column("limit_bytes", "Limit", True),
     Column("reason", "Reason"),
     Column("key", "Run"),

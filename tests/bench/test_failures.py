@@ -23,6 +23,7 @@ CUDA = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capaci
         (MemoryError("Unable to allocate 64.0 MiB for an array"), "out_of_memory", 64 * 2**20),
         (MemoryError(), "out_of_memory", None),
         (RuntimeError("std::bad_alloc"), "out_of_memory", None),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "out_of_memory", None),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "failed", None),
         (UserError("seq_len is longer than the context"), "unsupported", None),
     ],

@@ -97,6 +97,25 @@ def test_the_innermost_phase_of_a_failure_is_remembered():
     assert set(peaks(monitor)) == {"run", "update"}
 
 
+def test_a_device_that_fails_in_its_turn_does_not_hide_the_first_error():
+    def broken():
+        raise RuntimeError("device lost")
+
+    monitor = Monitor("memory", {"g": Gauge()}, synchronize=broken)
+    with pytest.raises(MemoryError), monitor.phase("run"), monitor.phase("train"):
+        raise MemoryError
+    assert monitor.failed_phase == "train"
+
+
+def test_the_innermost_phase_is_told_at_both_ends():
+    told = []
+    monitor = Monitor("time", {}, on_phase=told.append)
+    with monitor.phase("run"), monitor.phase("train"):
+        with monitor.phase("update"):
+            pass
+    assert told == ["run", "train", "update", "train", "run"]
+
+
 def test_what_cannot_be_measured_is_said_never_zero():
     monitor = Monitor("memory", {}, {"host_peak_bytes": "not Linux"})
     (missing,) = monitor.measurements()

@@ -81,6 +81,8 @@ def test_the_key_stands_for_every_field_but_not_for_defaults():
     changed = [{"steps": 4}, {"seed": 1}, {"options": {"eps": 0.1}}, {"measure": "memory"}]
     keys = {SPEC.model_copy(update=c).key for c in changed}
     assert len(keys | {SPEC.key}) == 5
+    one, other = ({"options": {"eps": v}} for v in (1, 1.0))
+    assert SPEC.model_copy(update=one).key == SPEC.model_copy(update=other).key
     assert SPEC.key == "main--mezo--opt-tiny--marker--float32--b8-s64--seed0--" + SPEC.digest()
 
 
@@ -96,9 +98,9 @@ def test_keys_are_file_names(model):
     ("text", "message"),
     [
         ('{"schema_version": 1', "not a whole JSON file"),
-        ("[]", "not a zometer record"),
-        ("{}", "not a zometer record"),
-        ('{"schema_version": 1}', "not a valid record: key"),
+        ("[]", "no zometer record"),
+        ("{}", "no zometer record"),
+        ('{"schema_version": 1}', "no valid record: key"),
         (json.dumps({"schema_version": SCHEMA_VERSION + 1}), "Upgrade zometer"),
     ],
 )

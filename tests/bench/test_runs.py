@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import executor, models, store
+from bench import executor, models, store, tasks
 from bench.cell import EVENTS, read_events, write_cell
 from bench.records import read_record
-from zo_core import Params, Trajectory
+from zo_core import Closure, Params, Trajectory, derive_seed, methods
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="VmHWM and RLIMIT_DATA are Linux's")
 
@@ -67,12 +67,25 @@ def test_the_trajectory_of_a_run_rebuilds_its_weights(tmp_path, tiny_cell):
     cell = tiny_cell(eval_examples=0)
     run_one(tmp_path, cell)
     spec = cell.spec
-    module = models.load(spec.model, dtype="float32", device="cpu", seed=spec.seed).module
-    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    loaded = models.load(spec.model, dtype="float32", device="cpu", seed=spec.seed)
+    live, task = Params.of(loaded.module), tasks.build(spec, loaded)
+    method = methods.build(spec.method)
+    state = method.init(live)
+    for step in range(spec.steps):  # the same steps, here
+        batch = task.batch(step)
+        loss = Closure(lambda batch=batch: task.loss(loaded.module, batch))
+        seed = derive_seed(spec.seed, step)
+        state, _ = method.step_(live, loss, state, seed=seed, lr=spec.lr)
+    again = models.load(spec.model, dtype="float32", device="cpu", seed=spec.seed).module
     trajectory = Trajectory.read(cell.folder(tmp_path) / "trajectory.bin")
     assert len(trajectory.steps) == 3
-    trajectory.replay_(Params.of(module))
-    assert any(not torch.equal(p, before[n]) for n, p in module.named_parameters())
+    trajectory.replay_(Params.of(again))
+    moved = 0.0
+    start = models.load(spec.model, dtype="float32", device="cpu", seed=spec.seed).module
+    for a, b, c in zip(live.tensors, again.parameters(), start.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+        moved = max(moved, (b - c).abs().max().item())
+    assert moved > 1e-5
 
 
 def test_the_same_spec_gives_the_same_losses(tmp_path, tiny_cell):
@@ -80,6 +93,14 @@ def test_the_same_spec_gives_the_same_losses(tmp_path, tiny_cell):
     second = run_one(tmp_path / "b", tiny_cell(threads=1))
     assert first.steps.losses == pytest.approx(second.steps.losses, rel=1e-5)
     assert first.task.eval_digest == second.task.eval_digest
+
+
+@linux
+def test_loading_libraries_does_not_count_against_the_limit(tmp_path, tiny_cell):
+    record = run_one(tmp_path, tiny_cell(memory_limit_bytes="64 MiB", measure="memory"))
+    assert record.status == "completed", record.reason
+    baseline = values(record, "host_baseline_bytes")["run"]
+    assert values(record, "host_peak_bytes")["load"] - baseline < 16 * 2**20
 
 
 @linux
@@ -99,6 +120,12 @@ def test_a_memory_limit_ends_one_method_and_lets_another_pass(tmp_path, tiny_cel
     assert 0.8 * limit < taken <= 1.02 * limit, "it was refused near the wall, not before"
 
 
+def test_a_run_that_diverges_in_its_last_step_fails_and_can_be_read(tmp_path, tiny_cell):
+    record = run_one(tmp_path, tiny_cell(lr=1e38, steps=1))
+    assert record.status == "failed" and record.failure.cause == "NonFiniteLoss"
+    assert [e.step for e in record.evaluations] == [0]
+
+
 def test_a_diverging_run_fails_loudly_and_keeps_its_steps(tmp_path, tiny_cell):
     record = run_one(tmp_path, tiny_cell(lr=1e30, steps=50, eval_examples=0))
     assert record.status == "failed" and record.failure.cause == "NonFiniteLoss"
@@ -110,6 +137,7 @@ def test_a_run_past_its_time_is_ended_and_keeps_what_it_did(tmp_path, tiny_cell)
     record = run_one(tmp_path, tiny_cell(steps=10**6, time_limit_seconds=12.0, eval_examples=0))
     assert record.status == "timed_out" and record.failure.cause == "TimeLimit"
     assert len(record.steps.losses) > 0 and record.model is not None
+    assert values(record, "phase_seconds")["train"] > 0, "what was measured is kept"
 
 
 def test_what_the_model_cannot_do_is_unsupported(tmp_path, tiny_cell):
@@ -159,7 +187,8 @@ def test_a_torn_event_is_left_out(tmp_path):
 
 
 @linux
-def test_a_worker_dies_with_its_parent(tmp_path, tiny_cell):
+@pytest.mark.parametrize("when", ["starting", "training"])
+def test_a_worker_dies_with_its_parent(tmp_path, tiny_cell, when):
     cell = tiny_cell(steps=10**6, eval_examples=0)
     code = (
         "import sys; from pathlib import Path; from bench import executor; "
@@ -169,7 +198,13 @@ def test_a_worker_dies_with_its_parent(tmp_path, tiny_cell):
     )
     parent = subprocess.Popen([sys.executable, "-c", code, cell.model_dump_json(), str(tmp_path)])
     events = cell.folder(tmp_path) / EVENTS
-    _until(lambda: events.exists() and "step" in events.read_text())
+    _until(
+        lambda: (
+            events.exists() and "step" in events.read_text()
+            if when == "training"
+            else (cell.folder(tmp_path) / "log.txt").exists()
+        )
+    )
     parent.kill()
     parent.wait()
     _until(lambda: not _running(str(cell.folder(tmp_path))))

@@ -51,6 +51,7 @@ def test_groups_share_the_files_fixed_part(tiny_suite):
 model = "opt-tiny"
 task = "marker"
 steps = 1
+lr = 0.1
 [[group]]
 name = "a"
 title = "First"
@@ -87,6 +88,15 @@ def test_sizes_may_be_written_with_units(tiny_suite):
         ("[axes]", "[axis]", "Unknown key 'axis'. Did you mean 'axes'"),
         ('["mezo", "ft_sgd"]', '"mezo"', "axis 'method' must be a list"),
         ("title", "title =", "is not TOML"),
+        ("lr = 1e-3", "", "'lr' is missing"),
+        ("lr = 1e-3", "lr = inf", "'lr'"),
+        ("lr = 1e-3", "lr = 1e-3\noptions.eps = nan", "'options.eps"),
+        ("lr = 1e-3", 'lr = 1e-3\nprompt = "it_wass"', "Unknown prompt 'it_wass'"),
+        ("lr = 1e-3", 'lr = 1e-3\ngroup = "a"', "'group' is no key of a run"),
+        ("[axes]", "run2 = 3\n[axes]", "Unknown key 'run2'"),
+        ("[axes]", "[include]", "'include' must be tables"),
+        ("[axes]\n", "[group]\n", "'group' must be tables"),
+        ("[axes]\n", '[[group]]\nname = "a"\n[axes]\n', "axes go inside a"),
     ],
 )
 def test_a_mistake_is_one_clear_line(tiny_suite, old, new, message):
@@ -95,6 +105,11 @@ def test_a_mistake_is_one_clear_line(tiny_suite, old, new, message):
     with pytest.raises(UserError, match=message.replace(".", r"\.").replace("(", r"\(")) as caught:
         suite.load(str(path))
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_exclude_of_what_is_not_there(tiny_suite):
+    with pytest.raises(UserError, match="matches no combination"):
+        suite.load(str(tiny_suite('[[exclude]]\nmethod = "mezzo"\n')))
 
 
 def test_exclude_of_what_is_no_axis(tiny_suite):

@@ -228,7 +228,7 @@ def test_bad_input_is_one_line_and_an_exit_code(
     told = capsys.readouterr()
     assert told.out == ""
     assert len(told.err.splitlines()) == 1
-    assert told.err.startswith("Error: ")
+    assert told.err.startswith("zometer: ")
 
 
 def test_an_output_that_is_a_file_is_one_line_and_exit_code_3(

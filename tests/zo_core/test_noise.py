@@ -330,3 +330,16 @@ assert set(p.tolist()) == {-1.0, 1.0}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.parametrize("name", reference.LAWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_cuda_device_gives_the_bits_of_the_cpu(name, dtype):
+    host = torch.linspace(-1, 1, 3 * 65536 + 5).to(dtype)
+    device = host.cuda()
+    terms = [Term(5, 0.25), Term(2**63 + 1, -1e-3)]
+    reference.add_(host, name, 7, terms)
+    reference.add_(device, name, 7, terms)
+    assert torch.equal(host, device.cpu())

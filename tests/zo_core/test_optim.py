@@ -62,6 +62,15 @@ def test_tensors_and_named_tensors_are_accepted(params):
     assert ZOOptimizer(params(m), lr=0.1).step(closure(m)) > 0
 
 
+@pytest.mark.parametrize("params", [lambda m: m.named_parameters(), lambda m: m.parameters()])
+def test_frozen_parameters_stay_out(params):
+    m = model()
+    m.bias.requires_grad_(False)
+    before = m.bias.detach().clone()
+    ZOOptimizer(params(m), lr=0.1).step(closure(m))
+    assert torch.equal(m.bias, before)
+
+
 def test_first_order_methods_and_groups_are_refused():
     with pytest.raises(ValueError, match=r"torch\.optim"):
         ZOOptimizer(model(), method="ft_sgd", lr=0.1)

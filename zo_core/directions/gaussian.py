@@ -17,9 +17,7 @@ TITLE = "Gaussian: standard normal entries, independent: u ~ N(0, I)"
 
 @dataclass(frozen=True)
 class Gaussian:
-    """The distribution; ``kernel`` chooses who computes it, never what comes out."""
-
-    kernel: noise.Kernel = "auto"
+    """The distribution; the fastest kernel of the machine computes it, all with the same bits."""
 
     @property
     def name(self) -> str:
@@ -28,9 +26,9 @@ class Gaussian:
 
     def add_(self, params: Params, terms: Sequence[Term]) -> None:
         """Add ``sum_k c_k u(seed_k)`` to ``params`` in one pass."""
-        noise.add_(params, "gaussian", terms, self.kernel)
+        noise.add_(params, "gaussian", terms)
 
 
 def distribution() -> Gaussian:
-    """Return the distribution with the fastest kernel of this machine."""
+    """Return the distribution."""
     return Gaussian()

@@ -17,9 +17,7 @@ TITLE = "Rademacher: independent signs: u in {-1, +1}^d, each with probability 1
 
 @dataclass(frozen=True)
 class Rademacher:
-    """The distribution; ``kernel`` chooses who computes it, never what comes out."""
-
-    kernel: noise.Kernel = "auto"
+    """The distribution; the fastest kernel of the machine computes it, all with the same bits."""
 
     @property
     def name(self) -> str:
@@ -28,9 +26,9 @@ class Rademacher:
 
     def add_(self, params: Params, terms: Sequence[Term]) -> None:
         """Add ``sum_k c_k u(seed_k)`` to ``params`` in one pass."""
-        noise.add_(params, "rademacher", terms, self.kernel)
+        noise.add_(params, "rademacher", terms)
 
 
 def distribution() -> Rademacher:
-    """Return the distribution with the fastest kernel of this machine."""
+    """Return the distribution."""
     return Rademacher()

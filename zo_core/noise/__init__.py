@@ -69,7 +69,7 @@ def scratch_bytes(params: Params) -> int:
     """
     strided = [p.tensor for p in params if not p.tensor.is_contiguous()]
     copy = max((min(t.numel(), _PIECE) * t.element_size() for t in strided), default=0)
-    return copy + reference.scratch_bytes(max(t.numel() for t in params.tensors))
+    return copy + max(reference.scratch_bytes(t.numel(), t.device) for t in params.tensors)
 
 
 def kernel_in_use(device: torch.device) -> tuple[str, str]:

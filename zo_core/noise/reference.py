@@ -23,7 +23,9 @@ from zo_core.base import Term
 from zo_core.noise.philox import WORDS, words
 
 CHUNK = 1 << 16
-"""Elements per sweep: scratch stays below 3.2 MiB."""
+"""Elements per sweep on the CPU: scratch stays below 3.2 MiB, inside the cache."""
+DEVICE_CHUNK = 1 << 20
+"""Elements per sweep elsewhere: launches cost more than memory there; scratch is 44 MiB."""
 
 _BITS = 32
 
@@ -109,9 +111,14 @@ _SAMPLERS: dict[str, tuple[_Sampler, int]] = {  # and the elements of a block
 LAWS = tuple(_SAMPLERS)
 
 
-def scratch_bytes(count: int) -> int:
+def chunk_of(device: torch.device) -> int:
+    """Return how many elements ``add_`` sweeps at a time on ``device``."""
+    return CHUNK if device.type == "cpu" else DEVICE_CHUNK
+
+
+def scratch_bytes(count: int, device: torch.device) -> int:
     """Bound what ``add_`` allocates for ``count`` elements: 44 bytes for each of a sweep."""
-    return 44 * (min(count, CHUNK) + WORDS * _BITS)
+    return 44 * (min(count, chunk_of(device)) + WORDS * _BITS)
 
 
 def sample(
@@ -143,7 +150,7 @@ def sample(
 
 
 def add_(
-    flat: Tensor, name: str, key: int, terms: Sequence[Term], first: int = 0, chunk: int = CHUNK
+    flat: Tensor, name: str, key: int, terms: Sequence[Term], first: int = 0, chunk: int = 0
 ) -> None:
     """Add ``sum_k c_k noise(seed_k)`` to ``flat`` in place, elements ``first ...`` of the stream.
 
@@ -156,10 +163,11 @@ def add_(
         key: the tensor's key.
         terms: (seed, coefficient) pairs.
         first: place of ``flat[0]`` in the stream.
-        chunk: elements per sweep.
+        chunk: elements per sweep; what suits the device where it is 0.
 
     """
     wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
+    chunk = chunk or chunk_of(flat.device)
     for start in range(0, flat.numel(), chunk):
         part = flat[start : start + chunk]
         total = torch.zeros(part.shape, dtype=wide, device=part.device)
