@@ -44,6 +44,7 @@ def test_the_data_files_of_the_wheel_are_the_suites():
 
 _WATCH = """
 import importlib, logging, os, pkgutil, random, sys
+import rich.style  # draws from `random` when it is imported; that is rich's doing, not ours
 def look():
     import torch
     return (dict(os.environ), torch.get_rng_state().tolist(), torch.get_num_threads(),
