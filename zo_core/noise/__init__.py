@@ -78,8 +78,8 @@ def kernel_in_use(device: torch.device) -> tuple[str, str]:
         return "torch", f"there is no kernel for {device.type} yet; the reference runs there"
     reason = cpu.available()
     if reason is not None:
-        return "torch", f"{reason} (about 50 times slower)"
-    return "numba", "numba loads"
+        return "torch", f"{reason} (far slower)"
+    return "numba", "compiled for this processor"
 
 
 def _pick(flat: Tensor, kernel: Kernel) -> _Adder:
