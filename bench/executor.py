@@ -5,6 +5,7 @@ The parent sleeps between looks at the run's events; it takes no core from what 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -175,10 +176,9 @@ class _Tail:
             return
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
-        self.steps += whole.count(b'{"event": "step"')
-        at = whole.rfind(b'{"event": "phase", "name": "')
-        if at >= 0:
-            self.phase = whole[at:].split(b'"', 8)[7].decode()
+        for event in map(json.loads, whole.splitlines()):
+            self.steps += event["event"] == "step"
+            self.phase = event["name"] if event["event"] == "phase" else self.phase
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

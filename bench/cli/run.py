@@ -43,7 +43,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a run.")] = False,
 ) -> None:
     """Run a suite. Finished runs are kept, so the same command resumes after an interrupt."""
-    cells = _chosen(suite.load(name), only)
+    cells = _chosen(name, only)
     if dry_run:
         _show_plan(cells, out, as_json)
         return
@@ -70,12 +70,13 @@ def run(
     _summarise([done[c.spec.key] for c in cells], folder, as_json)
 
 
-def _chosen(loaded: suite.Suite, only: str) -> list[Cell]:
+def _chosen(name: str, only: str) -> list[Cell]:
+    loaded = suite.load(name)
     cells = [c for c in loaded.cells if fnmatch.fnmatch(c.spec.key, only)]
     if not cells:
         raise UserError(
             f"--only '{only}' matches none of the {len(loaded.cells)} runs. Their keys: "
-            f"zometer run {loaded.name} --dry-run"
+            f"zometer run {shlex.quote(name)} --dry-run"
         )
     return cells
 

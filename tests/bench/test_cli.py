@@ -145,7 +145,7 @@ def test_an_interrupt_keeps_what_is_finished_and_the_next_run_resumes(tiny_suite
     assert [line.split()[0] for line in plan.stdout.splitlines()] == ["completed", "to"]
 
 
-def _until(condition, seconds=60.0):
+def _until(condition, seconds=120.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -78,7 +78,7 @@ def test_a_time_run_is_left_alone_inside():
         assert gauge.resets == resets
     assert peaks(monitor) == {"run": 40}
     seconds = {m.phase: m.value for m in monitor.measurements() if m.metric == "phase_seconds"}
-    assert 0.05 <= seconds["train"] < 0.5 and seconds["run"] >= seconds["train"]
+    assert 0.05 <= seconds["train"] < 5 and seconds["run"] >= seconds["train"]
 
 
 def test_a_memory_run_reports_no_time():
