@@ -57,8 +57,10 @@ def _write(tables: Tables, found: list[Finding], out: Path) -> Path:
     drawn = {name: list(draw_all(tables.only(name), page.slug(name))) for name in names}
     try:
         (out / "plots").mkdir(parents=True, exist_ok=True)
-        for figure in (figure for several in drawn.values() for figure in several):
+        figures = [figure for several in drawn.values() for figure in several]
+        for figure in figures:
             _write_figure(out / "plots", figure)
+        _drop_stale(out / "plots", {figure.name for figure in figures})
     except OSError as error:
         raise UserError(
             f"Can't write to {out}: {error.strerror}. Free some space or choose another --out.", 3
@@ -75,6 +77,13 @@ def _write_figure(folder: Path, figure: Drawn) -> None:
     write_atomically(folder / f"{figure.name}.svg", figure.svg)
     write_atomically(folder / f"{figure.name}.csv", figure.csv)
     (folder / f"{figure.name}.png").write_bytes(figure.png)
+
+
+def _drop_stale(folder: Path, current: set[str]) -> None:
+    """Remove what an earlier report drew and this one does not."""
+    for path in folder.glob("*--*"):
+        if path.suffix in (".svg", ".png", ".csv") and path.stem not in current:
+            path.unlink()
 
 
 def _markdown(tables: Tables, found: list[Finding]) -> str:

@@ -142,6 +142,17 @@ def test_accuracy_curves_hold_seeds_and_mean(built: Path) -> None:
     assert "zero_shot" not in set(frame["method"])
 
 
+def test_a_plot_of_an_earlier_report_does_not_stay(
+    demo: Path, make_record: Any, kit: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    build(demo, out)
+    (out / "plots" / "mine.svg").write_text("not the report's")
+    lone = kit.write(tmp_path / "lone", [make_record("mezo")])
+    build(lone, out)
+    assert [p.name for p in (out / "plots").iterdir()] == ["mine.svg"]
+
+
 def test_a_lone_record_makes_a_report(make_record: Any, kit: Any, tmp_path: Path) -> None:
     page = build(kit.write(tmp_path, [make_record("mezo")]), tmp_path / "report")
     assert "MeZO" in page.read_text()

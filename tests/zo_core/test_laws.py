@@ -1,4 +1,4 @@
-"""The laws of DESIGN: every method and every distribution in the folder gets them free."""
+"""The laws of docs/design.md: every method and distribution in the folder gets them free."""
 
 from __future__ import annotations
 
