@@ -61,6 +61,8 @@ class Run:
     def go(self) -> None:
         """Run it all; whatever stops it is raised."""
         _use_threads(self.spec)
+        # Dropout of first-order runs draws from the global stream, and nothing else does.
+        torch.manual_seed(self.spec.seed)
         self.events.write("environment", environment.read(self.spec.device))
         self._check_device()
         _warm(self.spec)
