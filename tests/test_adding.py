@@ -42,7 +42,7 @@ def python(project: Path, *arguments: object) -> str:
 
 def test_the_parts_are_known(project):
     found = json.loads(python(project, "-m", "bench", "list", "--json"))
-    assert found["methods"]["mezo_one_sided"].startswith("MeZO, one-sided")
+    assert found["methods"]["mezo_four_point"].startswith("MeZO, four points")
     assert "opt-micro" in found["models"]
     assert "weather" in found["tasks"]
     assert "added" in found["suites"]
@@ -50,7 +50,7 @@ def test_the_parts_are_known(project):
 
 
 def test_the_method_passes_the_laws(project):
-    laws = ["tests/zo_core/test_laws.py", "-k", "mezo_one_sided", "-p", "no:cacheprovider"]
+    laws = ["tests/zo_core/test_laws.py", "-k", "mezo_four_point", "-p", "no:cacheprovider"]
     out = python(project, "-m", "pytest", "-q", *laws)
     assert int(re.search(r"(\d+) passed", out)[1]) > 15
 
@@ -68,7 +68,7 @@ def test_the_suite_runs_and_its_report_holds_the_plot_and_the_metric(project, tm
     python(project, "-m", "bench", "run", "added", "--out", tmp_path)
     python(project, "-m", "bench", "report", tmp_path / "added")
     records = [json.loads(p.read_text()) for p in tmp_path.rglob("record.json")]
-    assert {r["spec"]["method"] for r in records} == {"mezo_one_sided", "mezo"}
+    assert {r["spec"]["method"] for r in records} == {"mezo_four_point", "mezo"}
     for record in records:
         assert record["definitions"]["major_page_faults"]["unit"] == "1"
         assert any(m["metric"] == "major_page_faults" for m in record["measurements"])

@@ -2,22 +2,24 @@
 
 Reading order is the order of one step::
 
-    seed -> Distribution -> Perturber -> Objective -> Estimator -> GradientEstimate -> UpdateRule
+    seed -> Estimator.plan -> Perturber, Objective -> losses -> Estimator.estimate
+         -> GradientEstimate -> UpdateRule, Write -> theta
 
 Symbols are the papers': ``theta`` the parameters, ``u`` (or ``z``) a random direction, ``eps`` the
 perturbation scale, ``lr`` the learning rate, ``c`` the projected gradient (a scalar a direction).
 
-How methods that are still to come fit these words is sketched in ``docs/design.md``.
+Why the words are cut as they are is told in ``docs/design.md``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -83,8 +85,11 @@ class Params(Sequence[Param]):
 
     """
 
-    def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
-        """Hold ``named`` (name, tensor) pairs in the order given."""
+    def __init__(
+        self, named: Iterable[tuple[str, Tensor]], module: torch.nn.Module | None = None
+    ) -> None:
+        """Hold ``named`` (name, tensor) pairs in the order given, and the module they are of."""
+        self.module = module
         seen: set[int] = set()
         items: list[Param] = []
         for name, tensor in named:
@@ -102,7 +107,7 @@ class Params(Sequence[Param]):
     @classmethod
     def of(cls, module: torch.nn.Module) -> Params:
         """Hold the parameters of ``module`` that require a gradient (frozen ones stay outside)."""
-        return cls((n, p) for n, p in module.named_parameters() if p.requires_grad)
+        return cls(((n, p) for n, p in module.named_parameters() if p.requires_grad), module)
 
     def __getitem__(self, index: Any) -> Any:
         """Return one ``Param``, or a tuple of them for a slice."""
@@ -158,44 +163,86 @@ class Objective(Protocol):
         """Return the mean over ``data``, shape (), float32 or float64."""
         ...
 
+    def parts(self, data: Data = "batch") -> Sequence[Part]:
+        """Return the micro-batches whose weighted mean the objective is."""
+        ...
+
+    def tiled(self, copies: int) -> Tensor:
+        """Evaluate ``copies`` copies of the minibatch in one forward pass, shape (copies,)."""
+        ...
+
+
+Loss = Callable[[], Tensor]
+Part = tuple[float, Loss]
+"""A micro-batch: its weight (how many examples), and the function that returns its mean loss."""
+
 
 class Closure:
-    """An objective made of a function without arguments, as in ``torch.optim``.
+    """An objective made of functions without arguments, as in ``torch.optim``.
 
     Args:
-        loss: returns the mean over this step's minibatch, shape ().
+        loss: returns the mean over this step's minibatch, shape (); or its micro-batches, which
+            are averaged (by weight) before anything else is done with them.
         anchor: the same over the anchor set, for the methods that ask for one.
+        tiled: returns the losses of n copies of the minibatch laid end to end, shape (n,), for
+            perturbers that look at several points in one forward pass.
         differentiable: false where ``loss`` is a score without a gradient.
 
     """
 
     def __init__(
         self,
-        loss: Callable[[], Tensor],
-        anchor: Callable[[], Tensor] | None = None,
+        loss: Loss | Sequence[Part],
+        anchor: Loss | Sequence[Part] | None = None,
         *,
+        tiled: Callable[[int], Tensor] | None = None,
         differentiable: bool = True,
     ) -> None:
         """Wrap ``loss``."""
-        self._loss = loss
-        self._anchor = anchor
+        self._parts: dict[Data, Sequence[Part]] = {"batch": _parts(loss)}
+        if anchor is not None:
+            self._parts["anchor"] = _parts(anchor)
+        self._tiled = tiled
         self.differentiable = differentiable
 
     def __call__(self, data: Data = "batch") -> Tensor:
         """Evaluate on ``data``; ValueError where no anchor set was given."""
-        if data == "batch":
-            return self._loss()
-        if self._anchor is None:
+        parts = self.parts(data)
+        if len(parts) == 1:
+            return parts[0][1]()
+        total = sum(weight for weight, _ in parts)
+        return torch.stack([loss().double() * (weight / total) for weight, loss in parts]).sum()
+
+    def parts(self, data: Data = "batch") -> Sequence[Part]:
+        """Return the micro-batches of ``data``; ValueError where no anchor set was given."""
+        if data not in self._parts:
             raise ValueError("This method evaluates an anchor set; pass Closure(..., anchor=...).")
-        return self._anchor()
+        return self._parts[data]
+
+    def tiled(self, copies: int) -> Tensor:
+        """Evaluate ``copies`` copies at once; ValueError where that was not given."""
+        if self._tiled is None:
+            raise ValueError("This method tiles the minibatch; pass Closure(..., tiled=...).")
+        return self._tiled(copies)
+
+
+def _parts(loss: Loss | Sequence[Part]) -> Sequence[Part]:
+    return [(1.0, loss)] if callable(loss) else loss
+
+
+class Unsupported(ValueError):
+    """What was asked for can't be done with these weights, this objective, device or library.
+
+    The message says what can be done instead. To a harness it is a result, not a failure.
+    """
 
 
 class NonFiniteLoss(ArithmeticError):
     """A loss came out as NaN or infinity. It is raised, never averaged away or shown as zero."""
 
 
-def finite(loss: Tensor) -> float:
-    """Return ``loss``, shape (), as a float.
+def finite(loss: Tensor, what: str = "loss") -> float:
+    """Return ``loss``, shape (), as a float; ``what`` it is, an error says.
 
     Raises:
         NonFiniteLoss: it is NaN or infinite.
@@ -209,9 +256,24 @@ def finite(loss: Tensor) -> float:
     value = float(loss)
     if not math.isfinite(value):
         raise NonFiniteLoss(
-            f"The loss is {value}. The run diverged: lower lr, or eps, or use a wider dtype."
+            f"The {what} is {value}. The run diverged: lower lr, or eps, or use a wider dtype."
         )
     return value
+
+
+def coefficient(value: float) -> float:
+    """Round a projected gradient to float32, so that a log of four bytes loses nothing.
+
+    Raises:
+        NonFiniteLoss: it is NaN or infinite.
+
+    """
+    c = float32(value)
+    if not math.isfinite(c):
+        raise NonFiniteLoss(
+            f"The projected gradient is {value}: the losses differ too much, or eps is too small."
+        )
+    return c
 
 
 # --------------------------------------------------------------------------- directions, estimates
@@ -225,11 +287,25 @@ class Term:
     coefficient: float
 
 
-class Distribution(Protocol):
-    """A law of random directions ``u`` with E[u u^T] = I on the trained entries.
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A stretch of one tensor that is worked on at a time; scratch is of this size alone."""
 
-    A frozen value. A direction is (distribution, seed) and is never stored as a tensor; one
-    distribution is one file in ``zo_core/directions``.
+    param: Param
+    part: Tensor  # (n,) flat view: elements first .. first + n - 1 in row-major order
+    first: int
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The dtype that sums are formed in: float64 for float64 weights, else float32."""
+        return torch.float64 if self.part.dtype == torch.float64 else torch.float32
+
+
+class Distribution(Protocol):
+    """A law of random directions ``u``.
+
+    A frozen value. A direction is (distribution, seed) and is never stored as a tensor. Those
+    of ``zo_core/directions`` with a name have E[u u^T] = I; the others are made of them.
     """
 
     @property
@@ -237,7 +313,14 @@ class Distribution(Protocol):
         """Name, as in records and on plots."""
         ...
 
-    def add_(self, params: Params, terms: Sequence[Term]) -> None:
+    def draw(self, piece: Piece, terms: Sequence[Term]) -> Tensor:
+        """Return ``sum_k coefficient_k u(seed_k)`` for one piece, shape (n,), dtype ``wide``.
+
+        The result is the caller's to change.
+        """
+        ...
+
+    def add_(self, params: Sequence[Param], terms: Sequence[Term]) -> None:
         """Add ``sum_k coefficient_k u(seed_k)`` to ``params`` in one pass over the weights.
 
         The sum is formed in float32 (float64 for float64 weights) and rounded to the weights'
@@ -254,28 +337,41 @@ def merge(terms: Iterable[Term]) -> tuple[Term, ...]:
     return tuple(Term(s, c) for s, c in total.items() if c != 0.0)
 
 
+def scaled(terms: Iterable[Term], by: float) -> tuple[Term, ...]:
+    """Multiply every coefficient."""
+    return tuple(Term(t.seed, by * t.coefficient) for t in terms)
+
+
 @dataclass(frozen=True)
 class GradientEstimate:
     """A whole zeroth-order gradient as a value: ``g = sum_k c_k u(seed_k)``.
 
-    A few numbers: it can be logged, sent over a wire, and replayed. Coefficients are exactly
-    representable in float32, so that a log of four bytes a step loses nothing.
+    A few numbers: it can be logged, sent over a wire, and replayed. Coefficients and ``extra`` are
+    exactly representable in float32, so that a log of four bytes each loses nothing.
     """
 
     distribution: Distribution
     terms: tuple[Term, ...]
-    losses: tuple[float, ...]  # in the order seen; losses of *perturbed* points, not of theta
+    losses: tuple[float, ...] = ()  # in the order seen; of *perturbed* points, not of theta
+    extra: tuple[float, ...] = ()  # what else the estimator's next state hangs on
+    rate: float = 1.0  # what lr is multiplied by in this step
 
     def __post_init__(self) -> None:
-        """Refuse coefficients that a float32 log would change."""
-        for term in self.terms:
-            if term.coefficient != float32(term.coefficient):
-                raise ValueError(f"Coefficient {term.coefficient!r} is not a float32 number.")
+        """Refuse numbers that a float32 log would change."""
+        for number in (*(t.coefficient for t in self.terms), *self.extra):
+            if number != float32(number):
+                raise ValueError(f"{number!r} in an estimate is not a float32 number.")
 
 
 def float32(value: float) -> float:
     """Round to the nearest float32 number."""
-    return float(torch.tensor(value, dtype=torch.float32))
+    return (
+        struct.unpack("<f", struct.pack("<f", value))[0] if abs(value) < 1e38 else _wide32(value)
+    )
+
+
+def _wide32(value: float) -> float:
+    return float(torch.tensor(value, dtype=torch.float32))  # struct refuses what overflows
 
 
 # ------------------------------------------------------------------------------------------- parts
@@ -313,18 +409,40 @@ Moved = Point | None
 """What an update added to theta, as terms; None where it is not a sum of the step's directions."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """Points to evaluate the objective at, one after the other, along one distribution."""
+
+    distribution: Distribution
+    points: tuple[Point, ...]
+    data: Data = "batch"
+    at: Sequence[Tensor] | None = None  # look from these values, one a parameter; None: theta
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step will look at, fixed from the unperturbed weights before the first look."""
+
+    distribution: Distribution  # that the estimate will be along
+    looks: tuple[Look, ...]
+    note: Any = None  # what the estimator tells itself
+
+    @property
+    def queries(self) -> int:
+        """How many evaluations of the objective this is."""
+        return sum(len(look.points) for look in self.looks)
+
+
 class Perturber(Protocol):
     """How ``theta + sum c u`` comes to be while an objective looks at it."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether theta comes back to the same bits."""
+        ...
+
     def losses(
-        self,
-        params: Params,
-        objective: Objective,
-        distribution: Distribution,
-        points: Sequence[Point],
-        *,
-        data: Data = "batch",
-        span: Span = no_span,
+        self, params: Params, objective: Objective, look: Look, span: Span = no_span
     ) -> list[float]:
         """Return the objective at each point, in order; theta is left as found (up to drift).
 
@@ -336,48 +454,97 @@ class Perturber(Protocol):
         """
         ...
 
+    def retrace_(self, params: Params, look: Look) -> None:
+        """Do to ``params`` what ``losses`` does, roundings and all, without looking."""
+        ...
+
+    def cost(self, params: Params, points: Sequence[Point]) -> Cost:
+        """Declare the cost of looking at ``points``, without allocating."""
+        ...
+
 
 class Estimator(Protocol):
-    """Looks at the objective around theta and returns a gradient estimate; theta is as found."""
+    """Decides where to look, and makes a gradient estimate of what was seen.
+
+    It never touches theta. Its state after a step is a function of the weights, the plan and the
+    estimate alone, so a trajectory brings it back.
+    """
+
+    @property
+    def walks_back(self) -> bool:
+        """Whether ``moved`` must be told every move of theta as terms."""
+        return False
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether directions are computed from the weights where they are added.
+
+        Such weights must be unperturbed there, so an exact perturber is needed.
+        """
+        return False
+
+    @property
+    def freezes_entries(self) -> bool:
+        """Whether it leaves entries out, which then must stay bit for bit."""
+        return False
+
+    def trained_entries(self, params: Params, state: State) -> int:
+        """Count the entries that the mask of ``state`` lets move; all by default."""
+        return params.elements
 
     def init(self, params: Params) -> State:
-        """Return the state before the first step."""
+        """Return the state before the first step; nothing by default."""
+        return None
+
+    def plan(self, params: Params, seed: int, state: State) -> Plan:
+        """Fix what the step of ``seed`` looks at, from the weights as they stand unperturbed."""
         ...
 
-    def directions(self, params: Params, seed: int, state: State) -> tuple[Distribution, State]:
-        """Fix the distribution of one step, from the weights as they stand unperturbed.
-
-        All that an estimate does without looking at the objective: masks are computed here,
-        lazily sampled factors are renewed here. A replay calls it where a live step does.
-        """
+    def estimate(self, plan: Plan, losses: Sequence[float], state: State) -> GradientEstimate:
+        """Return the estimate, from the losses in the order of the plan's points."""
         ...
 
-    def estimate(
-        self, params: Params, objective: Objective, seed: int, state: State, span: Span = no_span
-    ) -> tuple[GradientEstimate, State]:
-        """Return the estimate drawn from ``seed``, and the next state."""
-        ...
+    def advance(
+        self, params: Params, plan: Plan, estimate: GradientEstimate, state: State
+    ) -> State:
+        """Return the next state; called after the looks and before the update."""
+        return state
 
     def moved(self, state: State, by: Moved) -> State:
         """Take note of how the update moved theta (an anchor walks back along it)."""
+        return state
+
+    def cost(self, params: Params, perturber: Perturber) -> Cost:
+        """Declare the cost of one estimate (the dearest), without allocating."""
         ...
 
-    def cost(self, params: Params) -> Cost:
-        """Declare the cost of one estimate, without allocating."""
+
+class Write(Protocol):
+    """How changes land in the weights: rounding and weight decay. See ``zo_core.writing``."""
+
+    def terms_(self, params: Params, distribution: Distribution, terms: Sequence[Term]) -> None:
+        """Add ``sum_k c_k u(seed_k)`` to ``params``."""
+        ...
+
+    def piece_(self, piece: Piece, change: Tensor) -> None:
+        """Add ``change``, (n,) of dtype ``wide``, to one piece; it may be overwritten."""
         ...
 
 
 class UpdateRule(Protocol):
     """Moves theta along an estimate."""
 
+    linear: bool = False
+    """Whether it moves theta by a sum of the estimate's own terms, and says so."""
+
     def init(self, params: Params) -> State:
-        """Return the state before the first step."""
-        ...
+        """Return the state before the first step; nothing by default."""
+        return None
 
     def apply_(
-        self, params: Params, estimate: GradientEstimate, state: State, lr: float
+        self, params: Params, estimate: GradientEstimate, state: State, lr: float, write: Write
     ) -> tuple[State, Moved]:
-        """Change ``params`` in place; return the next state and what was added to theta."""
+        """Change ``params`` in place through ``write``; return the next state and the move."""
         ...
 
     def cost(self, params: Params) -> Cost:
@@ -393,6 +560,7 @@ class StepInfo:
     queries: int  # equals the calls of the objective
     backwards: int = 0
     estimate: GradientEstimate | None = None  # None for a first-order step
+    lr: float = 0.0  # the rate the update was made with
 
 
 class Method(Protocol):
@@ -422,4 +590,27 @@ class Method(Protocol):
 
     def cost(self, params: Params) -> Cost:
         """Declare the cost of a step on ``params``, without allocating."""
+        ...
+
+
+@runtime_checkable
+class Replayable(Method, Protocol):
+    """A zeroth-order method: its steps can be taken again from their estimates alone."""
+
+    def configured(self, **options: Any) -> Method:
+        """Return the method with other ``Settings``."""
+        ...
+
+    def replay_(
+        self,
+        params: Params,
+        terms: Sequence[Term],
+        state: State,
+        *,
+        seed: int,
+        lr: float,
+        extra: Sequence[float] = (),
+        retrace: bool = False,
+    ) -> State:
+        """Take a step again; see ``ZerothOrder.replay_``."""
         ...

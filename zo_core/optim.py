@@ -18,6 +18,7 @@ True
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -85,6 +86,16 @@ class ZOOptimizer(torch.optim.Optimizer):
         )
         group["taken"] += 1
         return self.last.losses[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run resumes from: rates, seeds, steps taken, and the method's state."""
+        return {**super().state_dict(), "method_state": copy.deepcopy(self._state)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state saved by ``state_dict``, for the same method and parameters."""
+        rest = dict(state_dict)
+        self._state = copy.deepcopy(rest.pop("method_state"))
+        super().load_state_dict(rest)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Do nothing: there are no gradients. Here so that an existing loop runs unchanged."""

@@ -35,21 +35,26 @@ def pick(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def call(what: str, factory: Callable[..., Any], options: dict[str, Any]) -> Any:
-    """Call ``factory`` with ``options``, refusing those it does not have, or of the wrong type.
-
-    Types are those of the defaults: an int passes for a float, a bool for nothing but a bool.
-    """
-    parameters = inspect.signature(factory).parameters
-    for name, value in options.items():
-        pick(f"option of {what}:", name, parameters)
-        _check_type(what, name, value, parameters[name].default)
+    """Call ``factory`` with ``options``, refusing those it does not have, or of the wrong type."""
+    check(what, options, defaults(factory))
     return factory(**options)
 
 
-def _check_type(what: str, name: str, value: Any, default: Any) -> None:
-    allowed = (int, float) if isinstance(default, float) else (type(default),)
-    if type(value) not in allowed:
-        raise ValueError(
-            f"Option '{name}' of {what} must be a {type(default).__name__} "
-            f"(default {default!r}), got {value!r}."
-        )
+def defaults(factory: Callable[..., Any]) -> dict[str, Any]:
+    """Return the options of ``factory`` and their defaults."""
+    return {k: p.default for k, p in inspect.signature(factory).parameters.items()}
+
+
+def check(what: str, options: dict[str, Any], known: dict[str, Any]) -> None:
+    """Refuse options that are not among ``known`` (with their defaults), or of the wrong type.
+
+    Types are those of the defaults: an int passes for a float, a bool for nothing but a bool.
+    """
+    for name, value in options.items():
+        default = known[pick(f"option of {what}:", name, known)]
+        allowed = (int, float) if isinstance(default, float) else (type(default),)
+        if type(value) not in allowed:
+            raise ValueError(
+                f"Option '{name}' of {what} must be a {type(default).__name__} "
+                f"(default {default!r}), got {value!r}."
+            )

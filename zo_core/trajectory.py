@@ -5,7 +5,8 @@ little-endian, appended as the run goes. A file cut off in mid-record loses that
 
 - layout ``derived``: float32 coefficient of the step's one direction, whose seed is
   ``derive_seed(run_seed, step)``; the rate is the header's. 20,000 steps are 80 kB.
-- layout ``general``: float64 rate, uint16 count, then (uint64 seed, float32 coefficient) a term.
+- layout ``listed``: float64 rate, uint16 count of terms, uint16 count of extra numbers; then
+  (uint64 seed, float32 coefficient) a term, then a float32 an extra number.
 
 A writer begins with the first and rewrites the file once, atomically, should a step not fit it.
 """
@@ -15,20 +16,28 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from zo_core import methods
-from zo_core.base import GradientEstimate, Params, Term, derive_seed
-from zo_core.zeroth_order import ZerothOrder
+from zo_core.base import (
+    Params,
+    Replayable,
+    State,
+    StepInfo,
+    Term,
+    derive_seed,
+)
 
 FORMAT = "zometer-trajectory/1"
 _DERIVED = struct.Struct("<f")
-_HEAD = struct.Struct("<dH")
+_HEAD = struct.Struct("<dHH")
 _TERM = struct.Struct("<Qf")
+_EXTRA = struct.Struct("<f")
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,19 @@ class Step:
 
     terms: tuple[Term, ...]
     lr: float
+    extra: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, info: StepInfo) -> Step:
+        """Return what is told of a step.
+
+        Raises:
+            ValueError: it was a first-order step, which no scalars can tell.
+
+        """
+        if info.estimate is None:
+            raise ValueError("A first-order step has no estimate to log.")
+        return cls(info.estimate.terms, info.lr, info.estimate.extra)
 
 
 @dataclass(frozen=True)
@@ -63,31 +85,53 @@ class Trajectory:
             format_, layout = header.pop("format"), header.pop("layout")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path} is not a trajectory file.") from None
-        if format_ != FORMAT or layout not in ("derived", "general"):
+        if format_ != FORMAT or layout not in ("derived", "listed"):
             raise ValueError(f"{path} is {format_}; this zometer reads {FORMAT}. Upgrade zometer.")
         begun = cls(**header)
-        read = begun._general(body) if layout == "general" else begun._derived(body)
+        read = begun._listed(body) if layout == "listed" else begun._derived(body)
         return cls(**header, steps=tuple(read))
 
-    def replay_(self, params: Params) -> None:
+    def replay_(
+        self, params: Params, *, state: State = None, first: int = 0, retrace: bool = False
+    ) -> State:
         """Take ``params`` from where the run began to where it ended. No forward pass is made.
+
+        Args:
+            params: moved in place.
+            state: of the method before step ``first``; not needed where that is 0.
+            first: step that ``params`` stand before.
+            retrace: go through the perturbations as well: the live bits, at the noise passes of a
+                live step. Without it what restores drift by is left out.
+
+        Returns:
+            The method's state after the last step.
 
         Raises:
             ValueError: the method is not a zeroth-order one.
 
         """
         method = methods.build(self.method, **self.options)
-        if not isinstance(method, ZerothOrder):
+        if not isinstance(method, Replayable):
             raise ValueError(f"A run of '{self.method}' has no trajectory to replay.")
-        state = method.init(params)
-        for n, step in enumerate(self.steps):
+        state = method.init(params) if first == 0 else state
+        for n, step in enumerate(self.steps[first:], start=first):
             seed = derive_seed(self.run_seed, n)
-            state = method.replay_(params, step.terms, state, seed=seed, lr=step.lr)
+            state = method.replay_(
+                params,
+                step.terms,
+                state,
+                seed=seed,
+                lr=step.lr,
+                extra=step.extra,
+                retrace=retrace,
+            )
+        return state
 
     def fits(self, step: Step, n: int) -> bool:
         """Return whether step ``n`` can be told by one coefficient."""
         seeds = [t.seed for t in step.terms]
-        return seeds == [derive_seed(self.run_seed, n)] and step.lr == self.lr
+        told = seeds == [derive_seed(self.run_seed, n)] and step.lr == self.lr
+        return told and not step.extra
 
     def header(self, layout: str) -> bytes:
         """Return the first line of the file."""
@@ -100,15 +144,16 @@ class Trajectory:
         for n, (c,) in enumerate(_DERIVED.iter_unpack(body[:whole])):
             yield Step((Term(derive_seed(self.run_seed, n), c),), self.lr)
 
-    def _general(self, body: bytes) -> Iterator[Step]:
+    def _listed(self, body: bytes) -> Iterator[Step]:
         at = 0
         while at + _HEAD.size <= len(body):
-            lr, count = _HEAD.unpack_from(body, at)
-            at += _HEAD.size
-            end = at + count * _TERM.size
+            lr, terms, extra = _HEAD.unpack_from(body, at)
+            middle = at + _HEAD.size + terms * _TERM.size
+            end = middle + extra * _EXTRA.size
             if end > len(body):
                 return
-            yield Step(tuple(Term(*t) for t in _TERM.iter_unpack(body[at:end])), lr)
+            told = tuple(Term(*t) for t in _TERM.iter_unpack(body[at + _HEAD.size : middle]))
+            yield Step(told, lr, tuple(x for (x,) in _EXTRA.iter_unpack(body[middle:end])))
             at = end
 
 
@@ -116,32 +161,40 @@ class TrajectoryWriter:
     """Appends steps to a trajectory file; each is handed to the system before the next begins."""
 
     def __init__(self, path: Path, begun: Trajectory) -> None:
-        """Create ``path`` and write the header; ``begun`` has no steps yet."""
-        self._path, self._begun = path, begun
-        self._taken = 0
-        self._general = False
-        self._file = path.open("wb", buffering=0)
-        self._file.write(begun.header("derived"))
+        """Create ``path``, write the header and the steps that ``begun`` has already taken.
 
-    def append(self, estimate: GradientEstimate, lr: float) -> None:
+        So a run is resumed: ``TrajectoryWriter(path, trajectory read from path)``. The file is
+        replaced in one go.
+        """
+        self._path, self._begun = path, begun
+        self._taken = len(begun.steps)
+        self._listed = not all(begun.fits(step, n) for n, step in enumerate(begun.steps))
+        self._file = self._anew(begun.steps)
+
+    def append(self, info: StepInfo) -> None:
         """Log the next step."""
-        step = Step(estimate.terms, lr)
-        if not self._general and not self._begun.fits(step, self._taken):
+        step = Step.of(info)
+        if not self._listed and not self._begun.fits(step, self._taken):
             self._widen()
-        self._file.write(
-            _wide(step) if self._general else _DERIVED.pack(step.terms[0].coefficient)
-        )
+        self._file.write(self._packed(step))
         self._taken += 1
 
+    def _packed(self, step: Step) -> bytes:
+        return _wide(step) if self._listed else _DERIVED.pack(step.terms[0].coefficient)
+
+    def _anew(self, steps: Sequence[Step]) -> FileIO:
+        """Write the file anew; a reader sees the old one or the new one, whole."""
+        new = self._path.with_name(self._path.name + ".new")
+        header = self._begun.header("listed" if self._listed else "derived")
+        new.write_bytes(header + b"".join(map(self._packed, steps)))
+        os.replace(new, self._path)
+        return self._path.open("ab", buffering=0)
+
     def _widen(self) -> None:
-        """Rewrite the file in the general layout; a reader sees the one or the other, whole."""
         self._file.close()
-        wider = self._path.with_name(self._path.name + ".new")
         steps = Trajectory.read(self._path).steps
-        wider.write_bytes(self._begun.header("general") + b"".join(map(_wide, steps)))
-        os.replace(wider, self._path)
-        self._file = self._path.open("ab", buffering=0)
-        self._general = True
+        self._listed = True
+        self._file = self._anew(steps)
 
     def __enter__(self) -> TrajectoryWriter:
         """Return the writer."""
@@ -158,5 +211,6 @@ class TrajectoryWriter:
 
 
 def _wide(step: Step) -> bytes:
+    head = _HEAD.pack(step.lr, len(step.terms), len(step.extra))
     terms = b"".join(_TERM.pack(t.seed, t.coefficient) for t in step.terms)
-    return _HEAD.pack(step.lr, len(step.terms)) + terms
+    return head + terms + b"".join(map(_EXTRA.pack, step.extra))

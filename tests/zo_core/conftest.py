@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -52,50 +52,98 @@ def live_bytes() -> type[LiveBytes]:
     return LiveBytes
 
 
-class Problem:
-    """A quadratic over tensors of several shapes: f = sum_i 1/2 a_i (theta_i - t_i)^2."""
+class Block(nn.Module):
+    """Holds some of the tensors; its forward pass is their part of the loss."""
 
-    def __init__(self, dtype: torch.dtype, requires_grad: bool) -> None:
+    def __init__(self, tensors: dict[str, Tensor], target: dict, scale: dict) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_parameter(name, nn.Parameter(tensor, tensor.requires_grad))
+        self.target, self.scale = target, scale
+
+    def forward(self) -> Tensor:
+        terms = [
+            (0.5 * self.scale[n] * (t.to(torch.float64) - self.target[n]) ** 2).sum()
+            for n, t in self._parameters.items()
+        ]
+        return torch.stack(terms).sum()
+
+
+class Problem(nn.Module):
+    """A quadratic over tensors of several shapes: f = sum_i 1/2 a_i (theta_i - t_i)^2.
+
+    In modules, like a model: a perturber may work on each as it runs.
+    """
+
+    SHAPES = (
+        ("layers.0", {"weight": (3, 5), "bias": (5,)}),
+        ("layers.1", {"weight": (3, 5)}),
+        ("head", {"scalar": ()}),
+    )
+
+    def __init__(self, dtype: torch.dtype, requires_grad: bool, in_module: bool = True) -> None:
+        super().__init__()
         generator = torch.Generator().manual_seed(5)
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator)
 
-        shapes = {"a.weight": (3, 5), "a.bias": (5,), "b.weight": (3, 5), "scalar": ()}
-        self.tensors = {
-            name: (draw(*s) * 0.5).to(dtype).requires_grad_(requires_grad)
-            for name, s in shapes.items()
-        }
-        self.target = {name: draw(*s).to(torch.float64) for name, s in shapes.items()}
-        self.scale = {name: (draw(*s).abs() + 0.1).to(torch.float64) for name, s in shapes.items()}
-        self.params = Params(self.tensors.items())
+        def block(shapes: dict) -> Block:
+            tensors = {
+                n: (draw(*s) * 0.5).to(dtype).requires_grad_(requires_grad)
+                for n, s in shapes.items()
+            }
+            target = {n: draw(*s).to(torch.float64) for n, s in shapes.items()}
+            scale = {n: (draw(*s).abs() + 0.1).to(torch.float64) for n, s in shapes.items()}
+            return Block(tensors, target, scale)
+
+        blocks = {name: block(shapes) for name, shapes in self.SHAPES}
+        self.layers = nn.ModuleList([blocks["layers.0"], blocks["layers.1"]])
+        self.head = blocks["head"]
+        self.params = Params(self.named_parameters(), self if in_module else None)
         self.calls = 0
-        self.objective = Closure(self.loss)
+        self.objective = Closure(self.loss, self.loss)
+
+    def forward(self) -> Tensor:
+        return torch.stack([block() for block in (*self.layers, self.head)]).sum()
 
     def loss(self) -> Tensor:
         self.calls += 1
-        terms = [
-            (0.5 * self.scale[n] * (t.to(torch.float64) - self.target[n]) ** 2).sum()
-            for n, t in self.tensors.items()
-        ]
-        return torch.stack(terms).sum()
+        return self()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.named_parameters())
 
     def gradient(self) -> Tensor:
         """Return the exact gradient, flat, float64."""
         with torch.no_grad():
             parts = [
-                self.scale[n] * (t.to(torch.float64) - self.target[n])
-                for n, t in self.tensors.items()
+                block.scale[n] * (t.to(torch.float64) - block.target[n])
+                for block in (*self.layers, self.head)
+                for n, t in block._parameters.items()
             ]
         return torch.cat([p.reshape(-1) for p in parts])
 
+    def least(self, moves: Tensor, bound: Tensor) -> float:
+        """Return the lowest loss with some entries moved, and none beyond ``bound``: (d,) both."""
+        held = [(b, n) for b in (*self.layers, self.head) for n in b._parameters]
+        scale, target = (
+            torch.cat([getattr(b, kind)[n].reshape(-1) for b, n in held])
+            for kind in ("scale", "target")
+        )
+        end = torch.where(moves, torch.clamp(target, -bound, bound), self.flat().double())
+        return float((0.5 * scale * (end - target) ** 2).sum())
+
     def flat(self) -> Tensor:
-        return torch.cat([t.detach().reshape(-1).clone() for t in self.tensors.values()])
+        return torch.cat([t.detach().reshape(-1).clone() for t in self.params.tensors])
 
 
 @pytest.fixture
 def problem() -> Callable[..., Problem]:
-    def make(dtype: torch.dtype = torch.float32, requires_grad: bool = False) -> Problem:
-        return Problem(dtype, requires_grad)
+    def make(
+        dtype: torch.dtype = torch.float32, requires_grad: bool = False, in_module: bool = True
+    ) -> Problem:
+        return Problem(dtype, requires_grad, in_module)
 
     return make

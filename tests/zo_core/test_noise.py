@@ -128,12 +128,25 @@ def test_rademacher_is_balanced_signs():
         assert abs((z[lag:] * z[:-lag]).sum()) < 4 * 1024
 
 
+def test_uniform_is_uniform_and_apart_from_the_directions_of_its_seed():
+    u = reference.sample("uniform", 5, KEY, 1 << 18)
+    assert 0 <= u.min() and u.max() < 1
+    assert torch.equal(u * 2**24, (u * 2**24).floor())
+    counts = torch.histc(u, 64, 0, 1)
+    assert ((counts - 4096) ** 2 / 4096).sum() < 110  # chi-square with 63 degrees of freedom
+    z = reference.sample("gaussian", 5, KEY, 1 << 18)
+    for f in (z, z.abs()):  # of the same words, |z| would be a function of u
+        together = torch.stack([u, f])
+        assert abs(torch.corrcoef(together)[0, 1]) < 4 / 512
+
+
 @pytest.mark.parametrize("name", reference.LAWS)
 def test_streams_of_other_seeds_and_tensors_are_uncorrelated(name):
     count = 1 << 16
-    base = reference.sample(name, 100, KEY, count)
+    mean = 0.5 if name == "uniform" else 0.0
+    base = reference.sample(name, 100, KEY, count) - mean
     for seed, key in [(101, KEY), (100, KEY + 1), (100 + 2**32, KEY), (KEY, 100)]:
-        other = reference.sample(name, seed, key, count)
+        other = reference.sample(name, seed, key, count) - mean
         assert abs((base * other).mean()) < 4 * count**-0.5
 
 
@@ -234,7 +247,7 @@ KERNELS = ["torch", pytest.param("numba", marks=needs_numba), "auto"]
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_strides_do_not_change_the_noise(kernel, dtype, monkeypatch):
-    monkeypatch.setattr(noise, "_PIECE", 1000)  # rows, and rows longer than a piece
+    monkeypatch.setattr(noise, "PIECE", 1000)  # rows, and rows longer than a piece
     for shape in [(50, 30), (2, 1100), (2, 2, 40, 20)]:
         plain = torch.zeros(shape, dtype=dtype)
         strided = torch.zeros(shape[::-1], dtype=dtype).permute(*reversed(range(len(shape))))
@@ -280,9 +293,31 @@ def test_global_random_streams_are_untouched_and_no_terms_change_nothing(kernel)
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_pieces_are_the_stream_of_the_whole(dtype, monkeypatch):
+    monkeypatch.setattr(noise, "PIECE", 1000)
+    tensors = [torch.zeros(0), torch.zeros(50, 30), torch.zeros(2, 1100), torch.zeros(())]
+    strided = torch.zeros(30, 50).t()
+    params = Params((str(i), t.to(dtype)) for i, t in enumerate([*tensors, strided]))
+    copies = Params((str(i), p.tensor.clone()) for i, p in enumerate(params))
+    noise.add_(params, "gaussian", TERMS["three"])
+    for piece in noise.pieces(copies):
+        assert piece.part.dim() == 1 and piece.part.numel() <= 1000
+        piece.part.copy_(noise.draw(piece, "gaussian", TERMS["three"]))
+    for p, c in zip(params, copies, strict=True):
+        assert torch.equal(p.tensor, c.tensor)
+
+
+def test_no_tensors_are_fine():
+    noise.add_([], "gaussian", TERMS["one"])
+    assert list(noise.pieces([])) == []
+
+
 def test_errors_say_what_is_wrong(monkeypatch):
     params = Params([("p", torch.zeros(3))])
-    with pytest.raises(ValueError, match="Expected one of gaussian, rademacher, got 'cauchy'"):
+    with pytest.raises(
+        ValueError, match="Expected one of gaussian, rademacher, uniform, got 'cauchy'"
+    ):
         noise.add_(params, "cauchy", TERMS["one"])
     monkeypatch.setattr(cpu, "available", lambda: "numba is not installed; pip install it")
     with pytest.raises(ValueError, match="numba is not installed"):

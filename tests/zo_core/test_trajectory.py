@@ -5,55 +5,85 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zo_core import GradientEstimate, Params, Term, Trajectory, derive_seed, directions
+from zo_core import (
+    GradientEstimate,
+    Params,
+    StepInfo,
+    Term,
+    Trajectory,
+    derive_seed,
+    directions,
+)
 from zo_core.trajectory import TrajectoryWriter
 
 LAW = directions.build("rademacher")
 BEGUN = Trajectory("mezo", {"eps": 0.01}, 0.5, 1)
 
 
-def plain(step):
-    return GradientEstimate(LAW, (Term(derive_seed(1, step), float(step)),), (1.0, 2.0))
+def logged(*terms, lr=0.5, extra=()):
+    estimate = GradientEstimate(LAW, terms, (1.0, 2.0), extra)
+    return StepInfo((1.0, 2.0), 2, estimate=estimate, lr=lr)
 
 
-def write(path, steps, then=()):
-    with TrajectoryWriter(path, BEGUN) as log:
-        for step in range(steps):
-            log.append(plain(step), 0.5)
-        for estimate, lr in then:
-            log.append(estimate, lr)
+def plain(step, lr=0.5):
+    return logged(Term(derive_seed(1, step), float(step)), lr=lr)
+
+
+def write(path, steps, then=(), begun=BEGUN):
+    with TrajectoryWriter(path, begun) as log:
+        for step in range(len(begun.steps), steps):
+            log.append(plain(step))
+        for info in then:
+            log.append(info)
     return path
 
 
 def told(path):
-    return [(s.terms, s.lr) for s in Trajectory.read(path).steps]
+    return [(s.terms, s.lr, s.extra) for s in Trajectory.read(path).steps]
+
+
+def as_told(*infos):
+    return [(i.estimate.terms, i.lr, i.estimate.extra) for i in infos]
 
 
 def test_what_is_written_is_read(tmp_path):
     read = Trajectory.read(write(tmp_path / "t", 5))
     assert (read.method, read.options, read.lr, read.run_seed) == ("mezo", {"eps": 0.01}, 0.5, 1)
-    assert [s.terms for s in read.steps] == [plain(step).terms for step in range(5)]
+    assert told(tmp_path / "t") == as_told(*map(plain, range(5)))
 
 
 def test_twenty_thousand_steps_stay_below_a_tenth_of_a_megabyte(tmp_path):
     assert write(tmp_path / "t", 20_000).stat().st_size < 100_000
 
 
-MANY = GradientEstimate(LAW, (Term(2**64 - 1, 0.5), Term(7, -1.5)), ())
-NONE = GradientEstimate(LAW, (), ())
+MANY = logged(Term(2**64 - 1, 0.5), Term(7, -1.5), extra=(0.25, -3.0))
+NONE = logged()
+EXTRA = logged(Term(derive_seed(1, 2), 2.0), extra=(0.125,))
 
 
-@pytest.mark.parametrize("odd", [(MANY, 0.5), (plain(2), 0.25), (NONE, 0.5)])
+@pytest.mark.parametrize("odd", [MANY, plain(2, lr=0.25), NONE, EXTRA])
 def test_a_step_that_does_not_fit_widens_the_file_and_loses_nothing(tmp_path, odd):
-    path = write(tmp_path / "t", 2, [odd, (plain(3), 0.5)])
-    wanted = [plain(0), plain(1), odd[0], plain(3)]
-    assert told(path) == [
-        (e.terms, lr) for e, lr in zip(wanted, [0.5, 0.5, odd[1], 0.5], strict=True)
-    ]
+    path = write(tmp_path / "t", 2, [odd, plain(3)])
+    assert told(path) == as_told(plain(0), plain(1), odd, plain(3))
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
 
 
-@pytest.mark.parametrize("then", [(), [(MANY, 0.5), (MANY, 0.5)]])
+@pytest.mark.parametrize("odd", [plain(2), MANY])
+def test_a_writer_goes_on_from_what_was_read(tmp_path, odd):
+    path = write(tmp_path / "t", 2, [odd])
+    write(path, 5, begun=Trajectory.read(path))
+    assert told(path) == as_told(plain(0), plain(1), odd, plain(3), plain(4))
+
+
+def test_a_first_order_step_is_refused(tmp_path):
+    with (
+        TrajectoryWriter(tmp_path / "t", BEGUN) as log,
+        pytest.raises(ValueError, match="no estimate to log"),
+    ):
+        log.append(StepInfo((1.0,), 1))
+
+
+@pytest.mark.parametrize("then", [(), [MANY, MANY]])
 def test_a_torn_last_record_loses_that_record_alone(tmp_path, then):
     path = write(tmp_path / "t", 5, then)
     whole = told(path)

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from zo_core import noise
-from zo_core.base import Params, Term
+from zo_core.base import Distribution, Param, Piece, Term
 
 TITLE = "Gaussian: standard normal entries, independent: u ~ N(0, I)"
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Distribution):
     """The distribution; the fastest kernel of the machine computes it, all with the same bits."""
 
     @property
@@ -24,7 +26,11 @@ class Gaussian:
         """Name, as in records."""
         return "gaussian"
 
-    def add_(self, params: Params, terms: Sequence[Term]) -> None:
+    def draw(self, piece: Piece, terms: Sequence[Term]) -> Tensor:
+        """Return ``sum_k c_k u(seed_k)`` for one piece."""
+        return noise.draw(piece, "gaussian", terms)
+
+    def add_(self, params: Sequence[Param], terms: Sequence[Term]) -> None:
         """Add ``sum_k c_k u(seed_k)`` to ``params`` in one pass."""
         noise.add_(params, "gaussian", terms)
 

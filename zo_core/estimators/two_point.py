@@ -9,67 +9,64 @@ Differs from the paper's code in one thing: c is rounded to float32, so that a l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zo_core.base import (
     Cost,
     Distribution,
+    Estimator,
     GradientEstimate,
-    Moved,
-    NonFiniteLoss,
-    Objective,
+    Look,
     Params,
     Perturber,
-    Span,
+    Plan,
+    Point,
     State,
     Term,
-    float32,
-    no_span,
+    coefficient,
 )
 
 
 @dataclass(frozen=True)
-class TwoPoint:
+class TwoPoint(Estimator):
     """The estimator; it keeps no state."""
 
     eps: float
     distribution: Distribution
-    perturber: Perturber
 
     def __post_init__(self) -> None:
         """Refuse a scale that measures nothing."""
-        if not self.eps > 0:
-            raise ValueError(f"eps must be positive, got {self.eps}.")
+        check_eps(self.eps)
 
-    def init(self, params: Params) -> State:
-        """Keep nothing."""
-        return None
+    def plan(self, params: Params, seed: int, state: State) -> Plan:
+        """Look at theta + eps u and theta - eps u."""
+        return Plan(
+            self.distribution, (Look(self.distribution, both_sides(seed, self.eps)),), seed
+        )
 
-    def directions(self, params: Params, seed: int, state: State) -> tuple[Distribution, State]:
-        """Return the one distribution there is."""
-        return self.distribution, state
+    def estimate(self, plan: Plan, losses: Sequence[float], state: State) -> GradientEstimate:
+        """Return c u."""
+        term = Term(plan.note, central_difference(losses, self.eps))
+        return GradientEstimate(plan.distribution, (term,), tuple(losses))
 
-    def estimate(
-        self, params: Params, objective: Objective, seed: int, state: State, span: Span = no_span
-    ) -> tuple[GradientEstimate, State]:
-        """Return the estimate along the direction of ``seed``. Two queries.
+    def cost(self, params: Params, perturber: Perturber) -> Cost:
+        """Two queries."""
+        return perturber.cost(params, both_sides(0, self.eps))
 
-        Raises:
-            NonFiniteLoss: a loss, or their difference, was not finite.
 
-        """
-        distribution, state = self.directions(params, seed, state)
-        points = [(Term(seed, self.eps),), (Term(seed, -self.eps),)]
-        plus, minus = self.perturber.losses(params, objective, distribution, points, span=span)
-        c = float32((plus - minus) / (2 * self.eps))
-        if c - c != 0:
-            raise NonFiniteLoss(f"The projected gradient is {c}: the losses are {plus}, {minus}.")
-        return GradientEstimate(distribution, (Term(seed, c),), (plus, minus)), state
+def both_sides(seed: int, eps: float) -> tuple[Point, Point]:
+    """Return the two points of a central difference."""
+    return (Term(seed, eps),), (Term(seed, -eps),)
 
-    def moved(self, state: State, by: Moved) -> State:
-        """Take no note: every step begins where theta is."""
-        return state
 
-    def cost(self, params: Params) -> Cost:
-        """Two queries; three noise passes (there, across, back)."""
-        return Cost(queries=2, noise_passes=3)
+def central_difference(losses: Sequence[float], eps: float) -> float:
+    """Return c, float32; NonFiniteLoss where it is not finite."""
+    plus, minus = losses
+    return coefficient((plus - minus) / (2 * eps))
+
+
+def check_eps(eps: float) -> None:
+    """Refuse a scale that measures nothing."""
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}.")

@@ -7,11 +7,13 @@ defaults. Its docstring states the formula and evaluates it in plain code, as a 
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from types import ModuleType
 from typing import Any
 
 from zo_core import register
-from zo_core.base import Method
+from zo_core.base import Method, Replayable
+from zo_core.zeroth_order import Settings
 
 
 def _all() -> dict[str, ModuleType]:
@@ -31,6 +33,8 @@ def titles() -> dict[str, tuple[str, str]]:
 def build(name: str, **options: Any) -> Method:
     """Return a method by name.
 
+    Zeroth-order methods take the fields of ``Settings`` beside their own options.
+
     Raises:
         ValueError: no such method, no such option, or an option of the wrong type or value; the
             message names the nearest one.
@@ -38,5 +42,12 @@ def build(name: str, **options: Any) -> Method:
     """
     known = _all()
     factory = known[register.pick("method", name, known)].method
-    built: Method = register.call(f"method '{name}'", factory, options)
-    return built
+    what, takes = f"method '{name}'", register.defaults(factory)
+    own = {k: v for k, v in options.items() if k in takes}
+    register.check(what, own, takes)
+    built: Method = factory(**own)
+    zeroth = isinstance(built, Replayable)
+    settings = {f.name: f.default for f in fields(Settings)} if zeroth else {}
+    register.check(what, options, {**settings, **takes})
+    rest = {k: v for k, v in options.items() if k not in takes}
+    return built.configured(**rest) if isinstance(built, Replayable) and rest else built

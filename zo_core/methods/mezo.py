@@ -28,12 +28,13 @@ from __future__ import annotations
 from zo_core import directions
 from zo_core.base import Method
 from zo_core.estimators.two_point import TwoPoint
-from zo_core.perturbers.in_place import InPlace
 from zo_core.updates.sgd import Sgd
 from zo_core.zeroth_order import ZerothOrder
 
 TITLE = "MeZO (ZO-SGD)"
 PAPER = "arXiv 2305.17333, Algorithm 1"
+BIAS = ""
+DIFFERS = "the noise stream (counter-based), moves without temporaries, c rounded to float32"
 
 
 def method(*, eps: float = 1e-3, distribution: str = "gaussian") -> Method:
@@ -44,4 +45,4 @@ def method(*, eps: float = 1e-3, distribution: str = "gaussian") -> Method:
         distribution: of z; "gaussian" as in the paper, or any file of ``zo_core/directions``.
 
     """
-    return ZerothOrder(TwoPoint(eps, directions.build(distribution), InPlace()), Sgd())
+    return ZerothOrder(TwoPoint(eps, directions.build(distribution)), Sgd())

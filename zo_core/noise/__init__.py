@@ -7,22 +7,34 @@ tensor) alone. Kernels differ in speed, never in a bit; ``reference`` is their d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor  # torch's only name for it
 
-from zo_core.base import Params, Term
+from zo_core.base import Distribution, Param, Piece, Term
 from zo_core.noise import cpu, reference
 
 Kernel = Literal["auto", "torch", "numba"]
 """Who computes: the fastest that can, the torch reference, or numba and nothing else."""
 
-_PIECE = 1 << 18  # elements of a non-contiguous tensor that are copied at a time
+PIECE = 1 << 18
+"""Elements that are worked on at a time where more is done than adding noise."""
 
-__all__ = ["Kernel", "add_", "kernel_in_use", "scratch_bytes"]
+__all__ = [
+    "PIECE",
+    "Kernel",
+    "add_",
+    "add_by_pieces_",
+    "draw",
+    "kernel_in_use",
+    "piece_bytes",
+    "pieces",
+    "scratch_bytes",
+    "uniform",
+]
 
 
 class _Adder(Protocol):
@@ -31,7 +43,9 @@ class _Adder(Protocol):
     ) -> None: ...
 
 
-def add_(params: Params, name: str, terms: Sequence[Term], kernel: Kernel = "auto") -> None:
+def add_(
+    params: Sequence[Param], name: str, terms: Sequence[Term], kernel: Kernel = "auto"
+) -> None:
     """Add ``sum_k c_k noise(seed_k)`` to every tensor in place, in one pass over the weights.
 
     The place of an element in the stream is its index in row-major order, whatever the strides.
@@ -40,8 +54,8 @@ def add_(params: Params, name: str, terms: Sequence[Term], kernel: Kernel = "aut
     memory tracer needs.
 
     Args:
-        params: the tensors.
-        name: "gaussian" or "rademacher".
+        params: the tensors; none is fine.
+        name: "gaussian" or "rademacher" (or "uniform", on [0, 1), which is no direction).
         terms: (seed, coefficient) pairs; nothing happens where there are none.
         kernel: who computes.
 
@@ -62,14 +76,63 @@ def add_(params: Params, name: str, terms: Sequence[Term], kernel: Kernel = "aut
                     part.copy_(flat.view(part.shape))
 
 
-def scratch_bytes(params: Params) -> int:
+def pieces(params: Iterable[Param]) -> Iterator[Piece]:
+    """Walk all tensors in flat pieces of at most ``PIECE`` elements; what is written to one stays.
+
+    A tensor that is not contiguous is copied a piece at a time. Of a fake tensor one piece is
+    visited.
+    """
+    for param in params:
+        for part, first in _pieces(param.tensor.detach(), 0):
+            flat = part.contiguous().view(-1)
+            for start in range(0, flat.numel(), PIECE):
+                yield Piece(param, flat[start : start + PIECE], first + start)
+            if not part.is_contiguous():
+                part.copy_(flat.view(part.shape))
+
+
+def draw(piece: Piece, name: str, terms: Sequence[Term]) -> Tensor:
+    """Return what ``add_`` would add to ``piece``, shape (n,), dtype ``piece.wide``."""
+    total = torch.zeros_like(piece.part, dtype=piece.wide)
+    _pick(total, "auto")(total, name, piece.param.key, terms, piece.first)
+    return total
+
+
+def uniform(piece: Piece, seed: int) -> Tensor:
+    """Return independent numbers on [0, 1) for the places of ``piece``, shape (n,), float32.
+
+    Multiples of 2^-24, from a stream of their own: ``seed`` may be one that directions use.
+    """
+    total = torch.zeros_like(piece.part, dtype=torch.float32)
+    _pick(total, "auto")(total, "uniform", piece.param.key, [Term(seed, 1.0)], piece.first)
+    return total
+
+
+def add_by_pieces_(
+    params: Sequence[Param], distribution: Distribution, terms: Sequence[Term]
+) -> None:
+    """Add ``sum_k c_k u(seed_k)`` of a distribution that knows how to ``draw`` it."""
+    if not terms:
+        return
+    with torch.no_grad():
+        for piece in pieces(params):
+            piece.part.copy_(distribution.draw(piece, terms).add_(piece.part))
+
+
+def scratch_bytes(params: Sequence[Param]) -> int:
     """Bound what ``add_`` allocates, by what the reference does (numba: 26 KiB a thread).
 
-    A tensor that is not contiguous costs a copy of at most 2^18 of its elements as well.
+    A tensor that is not contiguous costs a copy of at most ``PIECE`` of its elements as well.
     """
     strided = [p.tensor for p in params if not p.tensor.is_contiguous()]
-    copy = max((min(t.numel(), _PIECE) * t.element_size() for t in strided), default=0)
-    return copy + max(reference.scratch_bytes(t.numel(), t.device) for t in params.tensors)
+    copy = max((min(t.numel(), PIECE) * t.element_size() for t in strided), default=0)
+    return copy + max(reference.scratch_bytes(p.tensor.numel(), p.tensor.device) for p in params)
+
+
+def piece_bytes(params: Sequence[Param], numbers: int) -> int:
+    """Bound the scratch of work by pieces that holds ``numbers`` wide numbers an element."""
+    widest = max(8 if p.tensor.dtype == torch.float64 else 4 for p in params)
+    return numbers * widest * min(PIECE, max(p.tensor.numel() for p in params))
 
 
 def kernel_in_use(device: torch.device) -> tuple[str, str]:
@@ -102,13 +165,13 @@ def _pieces(tensor: Tensor, first: int) -> Iterator[tuple[Tensor, int]]:
     """Cut ``tensor``, whose first element has place ``first``, into views to work on in turn."""
     if tensor.is_meta or isinstance(tensor, FakeTensor):
         yield tensor.as_strided((min(tensor.numel(), reference.CHUNK),), (1,)), first
-    elif tensor.is_contiguous() or tensor.numel() <= _PIECE:
+    elif tensor.is_contiguous() or tensor.numel() <= PIECE:
         yield tensor, first
     else:
         row = math.prod(tensor.shape[1:])
-        if row > _PIECE:
+        if row > PIECE:
             for i, part in enumerate(tensor):
                 yield from _pieces(part, first + i * row)
         else:
-            for start in range(0, len(tensor), _PIECE // row):
-                yield tensor[start : start + _PIECE // row], first + start * row
+            for start in range(0, len(tensor), PIECE // row):
+                yield tensor[start : start + PIECE // row], first + start * row

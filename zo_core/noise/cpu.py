@@ -65,7 +65,7 @@ def add_(flat: Tensor, name: str, key: int, terms: Sequence[Term], first: int = 
     import numpy as np
 
     kernels = _kernels()
-    law = {"gaussian": kernels.GAUSSIAN, "rademacher": kernels.RADEMACHER}[name]
+    law = kernels.LAWS[name]
     wide = np.float64 if flat.dtype == torch.float64 else np.float32
     seeds = np.array([t.seed & _MASK for t in terms], dtype=np.uint64)
     coefficients = np.array([t.coefficient for t in terms], dtype=wide)

@@ -27,7 +27,8 @@ Array = np.ndarray[Any, Any]
 UNIT = 2048
 """Elements per sweep: every array of a sweep stays in the first-level cache."""
 
-GAUSSIAN, RADEMACHER = 0, 1
+GAUSSIAN, RADEMACHER, UNIFORM = 0, 1, 2
+LAWS = {"gaussian": GAUSSIAN, "rademacher": RADEMACHER, "uniform": UNIFORM}
 
 
 def jit(function: Callable[P, R]) -> Callable[P, R]:
@@ -154,6 +155,23 @@ def _add_rademacher(
             row[i] += -c if words[i] & bit else c
 
 
+_U8, _TINY = _u32(8), _f32(2.0**-24)
+
+
+@jit
+def _add_uniform(
+    total: Array, c: Any, unit: int, key: np.uint64, seed: np.uint64, w: Array
+) -> None:
+    """Add ``c`` times unit ``unit`` of the stream to ``total``, (UNIT,); w is scratch."""
+    _philox(w, _u64(unit) * _u64(_WIDTH), key, ~seed)
+    for b in range(_BLOCKS):
+        for j in range(4):
+            at, lane = (b * 4 + j) * LANES, b * LANES
+            row, words = total[at : at + LANES], w[j, lane : lane + LANES]
+            for i in range(LANES):
+                row[i] += c * (_f32(_i32(words[i] >> _U8)) * _TINY)
+
+
 @jit
 def _words() -> Array:
     return np.empty((4, _WIDTH), np.uint32)
@@ -179,8 +197,10 @@ def _sum(
     for t in range(seeds.size):
         if law == GAUSSIAN:
             _add_gaussian(total, coefficients[t], unit, key, seeds[t], w, z)
-        else:
+        elif law == RADEMACHER:
             _add_rademacher(total, coefficients[t], unit, key, seeds[t], w)
+        else:
+            _add_uniform(total, coefficients[t], unit, key, seeds[t], w)
 
 
 @jit
@@ -189,7 +209,7 @@ def add_float(
 ) -> None:
     """Add the sum of the terms to float32 or float64 ``weights``, shape (n,), in place.
 
-    ``law`` is GAUSSIAN or RADEMACHER, ``seeds`` uint64 and ``coefficients`` of the weights' dtype,
+    ``law`` is one of LAWS, ``seeds`` uint64 and ``coefficients`` of the weights' dtype,
     of one shape (k,). The functions below do the same for 16-bit weights, seen as uint16.
     """
     total, w, z = np.empty(UNIT, coefficients.dtype), _words(), _normals()

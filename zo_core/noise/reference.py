@@ -9,6 +9,8 @@ Element ``e`` of a tensor and its words (see ``philox`` for the layout of a bloc
   words 0 and 1, words 2 and 3 the other two (Box and Muller, 1958): exact tails to 6.66 sigma.
 - ``rademacher``: one bit an element. Block ``e // 8192``; bit ``k`` of word ``i`` belongs to
   element ``k * 256 + i`` of the block, and says that the sign is minus.
+- ``uniform``: block ``e // 256``, the word at the element's own place; its upper 24 bits are a
+  number on [0, 1). Not a direction: it decides masks and roundings, from the seed's complement.
 """
 
 from __future__ import annotations
@@ -103,10 +105,15 @@ def _rademacher(seed: int, key: int, first: int, blocks: int, device: torch.devi
     return (1 - 2 * ((w >> bit) & 1)).view(-1).float()
 
 
+def _uniform(seed: int, key: int, first: int, blocks: int, device: torch.device) -> Tensor:
+    return (words(~seed, key, first, blocks, device).view(-1) >> 8).float() * 2.0**-24
+
+
 _Sampler = Callable[[int, int, int, int, torch.device], Tensor]
 _SAMPLERS: dict[str, tuple[_Sampler, int]] = {  # and the elements of a block
     "gaussian": (_gaussian, WORDS),
     "rademacher": (_rademacher, WORDS * _BITS),
+    "uniform": (_uniform, WORDS),
 }
 LAWS = tuple(_SAMPLERS)
 
@@ -132,7 +139,7 @@ def sample(
     """Return elements ``first .. first + count - 1`` of the stream (seed, key).
 
     Args:
-        name: "gaussian" or "rademacher".
+        name: "gaussian", "rademacher" or "uniform".
         seed: the direction's seed, 64 bits.
         key: the tensor's key, 64 bits.
         count: how many.

@@ -10,14 +10,16 @@ come back changed by one rounding, in any dtype; the drift of one estimate is at
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from zo_core.base import (
-    Data,
+    Cost,
     Distribution,
+    Look,
     Objective,
     Params,
     Point,
@@ -26,6 +28,7 @@ from zo_core.base import (
     finite,
     merge,
     no_span,
+    scaled,
 )
 
 DRIFT_ULPS = 1.5
@@ -36,15 +39,13 @@ DRIFT_ULPS = 1.5
 class InPlace:
     """The perturber of the MeZO paper. Scratch: none beyond the noise kernel's."""
 
+    @property
+    def exact(self) -> bool:
+        """No: see the drift above."""
+        return False
+
     def losses(
-        self,
-        params: Params,
-        objective: Objective,
-        distribution: Distribution,
-        points: Sequence[Point],
-        *,
-        data: Data = "batch",
-        span: Span = no_span,
+        self, params: Params, objective: Objective, look: Look, span: Span = no_span
     ) -> list[float]:
         """Return the objective at each point; theta is left as found, up to the stated drift.
 
@@ -53,20 +54,34 @@ class InPlace:
         here: Point = ()
         seen: list[float] = []
         try:
-            for point in points:
-                _move_(params, distribution, here, point, span)
+            for point in look.points:
+                _move_(params, look.distribution, here, point, span)
                 here = point
                 with span("forward"), torch.inference_mode():
-                    seen.append(finite(objective(data)))
+                    seen.append(finite(objective(look.data)))
         finally:
-            _move_(params, distribution, here, (), span)
+            _move_(params, look.distribution, here, (), span)
         return seen
+
+    def retrace_(self, params: Params, look: Look) -> None:
+        """Make the same moves, with the same roundings, without looking."""
+        for here, there in itertools.pairwise([(), *look.points, ()]):
+            _move_(params, look.distribution, here, there, no_span)
+
+    def cost(self, params: Params, points: Sequence[Point]) -> Cost:
+        """One query a point, and the noise passes of the moves between them."""
+        moves = itertools.pairwise([(), *points, ()])
+        return Cost(queries=len(points), noise_passes=sum(len(_terms(*m)) for m in moves))
+
+
+def _terms(here: Point, there: Point) -> tuple[Term, ...]:
+    return merge([*there, *scaled(here, -1.0)])
 
 
 def _move_(
     params: Params, distribution: Distribution, here: Point, there: Point, span: Span
 ) -> None:
-    terms = merge([*there, *(Term(t.seed, -t.coefficient) for t in here)])
+    terms = _terms(here, there)
     if terms:
         with span("perturb"):
             distribution.add_(params, terms)

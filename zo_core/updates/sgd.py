@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zo_core.base import Cost, GradientEstimate, Moved, Params, State, Term
+from zo_core.base import (
+    Cost,
+    GradientEstimate,
+    Moved,
+    Params,
+    State,
+    UpdateRule,
+    Write,
+    scaled,
+)
 
 
 @dataclass(frozen=True)
-class Sgd:
+class Sgd(UpdateRule):
     """The rule; it keeps no state, and g never exists as a tensor."""
 
-    def init(self, params: Params) -> State:
-        """Keep nothing."""
-        return None
+    linear = True
 
     def apply_(
-        self, params: Params, estimate: GradientEstimate, state: State, lr: float
+        self, params: Params, estimate: GradientEstimate, state: State, lr: float, write: Write
     ) -> tuple[State, Moved]:
         """Move ``params`` in one noise pass over all terms of the estimate."""
-        terms = [Term(t.seed, -lr * t.coefficient) for t in estimate.terms]
-        estimate.distribution.add_(params, terms)
+        terms = scaled(estimate.terms, -lr)
+        write.terms_(params, estimate.distribution, terms)
         return state, terms
 
     def cost(self, params: Params) -> Cost:
