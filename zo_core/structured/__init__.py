@@ -1,0 +1,1 @@
+"""Distributions made of others: some entries only, scaled, or of low rank."""

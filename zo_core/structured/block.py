@@ -1,0 +1,42 @@
+"""Directions that live on some tensors only: u(seed) is the base's there, and zero elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zo_core.base import Distribution, Param, Piece, Term
+
+
+@dataclass(frozen=True)
+class OnBlocks(Distribution):
+    """Each seed has its own cover; what no term covers is not visited, and costs nothing."""
+
+    base: Distribution
+    cover: Mapping[int, frozenset[int]]
+    """Seed -> keys of the tensors that its direction lives on."""
+
+    @property
+    def name(self) -> str:
+        """Name, as in records."""
+        return f"{self.base.name}, on blocks"
+
+    def draw(self, piece: Piece, terms: Sequence[Term]) -> Tensor:
+        """Return ``sum_k c_k u(seed_k)`` for one piece; zeros where no term covers it."""
+        covering = self._covering(piece.param, terms)
+        if not covering:
+            return torch.zeros_like(piece.part, dtype=piece.wide)
+        return self.base.draw(piece, covering)
+
+    def add_(self, params: Sequence[Param], terms: Sequence[Term]) -> None:
+        """Add ``sum_k c_k u(seed_k)`` to those of ``params`` that some term covers."""
+        for param in params:
+            covering = self._covering(param, terms)
+            if covering:
+                self.base.add_((param,), covering)
+
+    def _covering(self, param: Param, terms: Sequence[Term]) -> list[Term]:
+        return [t for t in terms if param.key in self.cover[t.seed]]
