@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from bench.records import Status, UserError
+from zo_core.base import Unsupported
 
 _UNITS = {"B": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -29,7 +30,7 @@ def status_of(error: BaseException) -> Status:
         return "out_of_memory"
     if isinstance(error, RuntimeError | OSError) and _OUT_OF_MEMORY.search(str(error)):
         return "out_of_memory"
-    return "unsupported" if isinstance(error, UserError) else "failed"
+    return "unsupported" if isinstance(error, UserError | Unsupported) else "failed"
 
 
 def bytes_requested(error: BaseException) -> int | None:

@@ -14,59 +14,15 @@ The floor of accuracy (what the model can do as it comes) and of memory (inferen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
-
-from zo_core.base import (
-    Cost,
-    Method,
-    Objective,
-    Params,
-    Span,
-    State,
-    StepInfo,
-    finite,
-    no_span,
-)
+from zo_core.base import Method
+from zo_core.inference import Inference
 
 TITLE = "Zero-shot (inference)"
 PAPER = "no training"
-
-
-@dataclass(frozen=True)
-class ZeroShot:
-    """The method that trains nothing."""
-
-    @property
-    def needs_gradient(self) -> bool:
-        """No."""
-        return False
-
-    def init(self, params: Params) -> State:
-        """Keep nothing."""
-        return None
-
-    def step_(
-        self,
-        params: Params,
-        objective: Objective,
-        state: State,
-        *,
-        seed: int,
-        lr: float,
-        span: Span = no_span,
-    ) -> tuple[State, StepInfo]:
-        """Evaluate the objective once; ``seed`` and ``lr`` are not used."""
-        with span("forward"), torch.inference_mode():
-            value = finite(objective())
-        return state, StepInfo((value,), queries=1)
-
-    def cost(self, params: Params) -> Cost:
-        """One query."""
-        return Cost(queries=1)
+BIAS = ""
+DIFFERS = ""
 
 
 def method() -> Method:
     """Return the method."""
-    return ZeroShot()
+    return Inference()
