@@ -62,6 +62,11 @@ def facets(
     return figure, panels
 
 
+def row_inches(rows: int) -> float:
+    """Return the height of a row of a bar chart in inches: less where there are many."""
+    return 0.45 if rows <= 16 else 0.27
+
+
 def quiet(panel: Axes, theme: Theme) -> None:
     """Give a panel its frame, grid and text colours."""
     panel.set_facecolor("none")

@@ -19,6 +19,9 @@ from reports.theme import rank, title_of
 LEVEL = 0.05
 """An adjusted p-value below this is a difference."""
 ZERO_SHOT = "zero_shot"
+MOST_ALL = 8
+"""Of more contestants than this not all pairs are told, but each against the references."""
+_REFERENCES = (ZERO_SHOT, "mezo")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def compare(tables: Tables) -> list[Comparison]:
     """Return every pair of contestants on every pair of seeds, p-values adjusted together."""
     found: list[Comparison] = []
     for facet, labels, contestants in _fields(tables):
-        for a, b in combinations(contestants, 2):
+        for a, b in _pairs(contestants):
             for seed_a, seed_b in _seeds(a, b):
                 x, y = a.answers[seed_a].predictions, b.answers[seed_b].predictions
                 only_a, only_b = stats.discordant(x, y, labels)
@@ -71,6 +74,21 @@ def compare(tables: Tables) -> list[Comparison]:
                 )
     adjusted = stats.holm([c.p for c in found])
     return [replace(c, adjusted_p=p) for c, p in zip(found, adjusted, strict=True)]
+
+
+def _pairs(contestants: list[Contestant]) -> list[tuple[Contestant, Contestant]]:
+    """Return all pairs; of many contestants, each with zero-shot and with the first MeZO."""
+    if len(contestants) <= MOST_ALL:
+        return list(combinations(contestants, 2))
+    first = {c.method: c for c in reversed(contestants)}
+    references = [first[m] for m in _REFERENCES if m in first] or contestants[:1]
+    places = [contestants.index(reference) for reference in references]
+    return [
+        (reference, other)
+        for place, reference in zip(places, references, strict=True)
+        for i, other in enumerate(contestants)
+        if i not in places or i > place
+    ]
 
 
 def _seeds(a: Contestant, b: Contestant) -> list[tuple[int, int]]:

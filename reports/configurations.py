@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
 
 from reports import headline, stats
 from reports.load import Tables
@@ -23,6 +25,11 @@ class Spread:
     mean: float
     sd: float | None
     n: int
+
+    @property
+    def half_interval(self) -> float | None:
+        """Half the 95 % interval of the mean (Student's); None of one run."""
+        return stats.half_interval(self.sd, self.n)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,11 @@ class Configuration:
         return [run for run in self.runs if run.record.status == "completed"]
 
     @property
+    def uncompleted(self) -> list[Run]:
+        """Its runs that did not complete."""
+        return [run for run in self.runs if run.record.status != "completed"]
+
+    @property
     def seeds(self) -> int:
         """How many different seeds were run."""
         return len({run.spec.seed for run in self.runs})
@@ -49,8 +61,7 @@ class Configuration:
     @property
     def status(self) -> str:
         """``completed``, or how the first run that did not complete ended."""
-        others = [run for run in self.runs if run.record.status != "completed"]
-        return others[0].record.status if others else "completed"
+        return self.uncompleted[0].record.status if self.uncompleted else "completed"
 
     def measured(self, kind: str) -> list[Run]:
         """Return the completed runs of one kind, or all of them where that kind is missing."""
@@ -99,6 +110,72 @@ class Configuration:
         """Share of right answers before any step, on the same prompt and examples."""
         before = [run.zero_shot for run in self.measured("time") or self.runs]
         return spread(e.correct / e.n for e in before if e and e.n)
+
+    @property
+    def change(self) -> Spread | None:
+        """Share of right answers gained since before the first step, each run against its own."""
+        pairs = [(run.zero_shot, run.final) for run in self.measured("time")]
+        return spread(
+            after.correct / after.n - before.correct / before.n
+            for before, after in pairs
+            if before and after and before.n and after.n and after.step > 0
+        )
+
+    @property
+    def final_loss(self) -> Spread | None:
+        """Loss on the held-back examples after the last step, in nats."""
+        return spread(run.final.loss for run in self.measured("time") if run.final)
+
+    @property
+    def written_score(self) -> Spread | None:
+        """Mean token F1 of written answers after the last step, as a fraction."""
+        finals = [run.final for run in self.measured("time")]
+        return spread(fmean(e.scores) for e in finals if e and e.scores)
+
+    def metric(self, name: str) -> Spread | None:
+        """Return a measured number over all runs that have it, in whichever phase."""
+        return spread(
+            m.value for run in self.runs for m in run.record.measurements if m.metric == name
+        )
+
+    def declared(self, field: str) -> int | None:
+        """Return what the method declares; the most where runs differ."""
+        told = [getattr(run.record.declared, field) for run in self.runs if run.record.declared]
+        return max(told, default=None)
+
+    def spent(self, field: Literal["queries", "backwards"]) -> Spread | None:
+        """Return what its runs spent on training, those that did not complete included."""
+        several = [getattr(run.record.steps, field) for run in self.runs]
+        return spread(sum(steps) for steps in several if steps)
+
+    @property
+    def ended(self) -> list[str]:
+        """How the runs ended that did not complete, and why, once each."""
+        return [
+            f"{ended}{_of_seeds(seeds)}: {reason}" for (ended, reason), seeds in self._ends.items()
+        ]
+
+    @property
+    def _ends(self) -> dict[tuple[str, str], list[int]]:
+        found: dict[tuple[str, str], list[int]] = {}
+        for run in self.uncompleted:
+            found.setdefault((run.ended, run.record.reason), []).append(run.spec.seed)
+        return found
+
+    @property
+    def doubts(self) -> list[str]:
+        """Names of the flags that its runs carry, with how many runs carry them."""
+        names = [flag.name for run in self.runs for flag in run.record.flags]
+        several = len(self.runs) > 1
+        return [
+            name + (f" ({names.count(name)} of {len(self.runs)} runs)" if several else "")
+            for name in dict.fromkeys(names)
+        ]
+
+
+def _of_seeds(seeds: Sequence[int]) -> str:
+    word = "seed" if len(set(seeds)) == 1 else "seeds"
+    return f" ({word} {', '.join(map(str, sorted(set(seeds))))})"
 
 
 def configurations(tables: Tables) -> list[Configuration]:

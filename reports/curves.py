@@ -7,8 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from reports import bands
 from reports.canvas import Dash, dashes, facets, legend, shorten
 from reports.load import Tables
+from reports.multiples import is_many, tiles
 from reports.theme import Theme, by_method
 
 Named = tuple[tuple[str, str], Dash]
@@ -18,7 +20,9 @@ CAPTION = (
     "A run's evaluations are joined by a line; error bars are the binomial standard error. Where "
     "there are several seeds, faint points are the seeds and the line is their mean. "
     "Solid grey: zero-shot with the same prompt; dashed: always answering with the "
-    "most frequent class."
+    "most frequent class. With many configurations there is a panel for each method, with a band "
+    "from the lowest to the highest seed instead of error bars, MeZO in thin grey, and zero-shot "
+    "dotted. A mean goes as far as all its seeds go."
 )
 
 
@@ -30,41 +34,26 @@ def along(tables: Tables, x: str) -> pd.DataFrame:
     """
     frame = tables.evaluations
     frame = frame[frame["accuracy"].notna() & frame[x].notna()]
-    trained = frame.groupby("key")["step"].transform("max") > 0
-    frame = _time_runs_first(frame[trained])
-    columns = ["facet", "method", "series", "seed", "step", x, "accuracy", "standard_error", "n"]
-    runs = frame[[*columns, "zero_shot", "majority"]].assign(kind="run")
-    if x == "train_seconds":
-        runs[x] = runs[x].astype(float)
-    return pd.concat([runs, _means(runs, x)], ignore_index=True)
-
-
-def _time_runs_first(frame: pd.DataFrame) -> pd.DataFrame:
-    """Drop the memory runs of a configuration that has time runs: they are the same answers."""
-    timed = frame.groupby("configuration")["measure"].transform(lambda m: (m == "time").any())
-    return frame[(frame["measure"] == "time") | ~timed.astype(bool)]
-
-
-def _means(runs: pd.DataFrame, x: str) -> pd.DataFrame:
-    keys = ["facet", "method", "series", "step"]
-    grouped = runs.groupby(keys, sort=False)
-    frame = grouped.agg(
-        **{x: (x, "mean")},
-        accuracy=("accuracy", "mean"),
-        n=("n", "max"),
-        sd=("accuracy", "std"),
-        runs=("seed", "count"),
-        zero_shot=("zero_shot", "first"),
-        majority=("majority", "first"),
-    ).reset_index()
-    frame = frame[frame["runs"] > 1].assign(kind="mean")
+    # By series, not by run: a seed that diverged at once must not leave the mean to the others.
+    trained = frame.groupby(["facet", "series"])["step"].transform("max") > 0
+    frame = bands.time_runs_first(frame[trained])
+    if frame.empty:
+        return frame
+    columns = ["facet", "method", "series", "key", "seed", "step", x, "n", "zero_shot", "majority"]
+    runs = frame[columns].assign(value=frame["accuracy"])
+    made = bands.over_seeds(runs.astype({x: float}) if x == "train_seconds" else runs, tables, x)
+    fixed = ["n", "zero_shot", "majority"]
+    of_series = runs.groupby(["facet", "series"], sort=False)[fixed].first()
+    made = made.drop(columns=fixed).join(of_series, on=["facet", "series"])
     # The seeds answer the same examples, so their mean is as uncertain as one run.
-    variance = frame["accuracy"] * (1 - frame["accuracy"]) / frame["n"]
-    return frame.assign(standard_error=variance**0.5)
+    made["standard_error"] = (made["value"] * (1 - made["value"]) / made["n"]) ** 0.5
+    return made.rename(columns={"value": "accuracy"})
 
 
 def draw(data: pd.DataFrame, x: str, label: str, theme: Theme) -> Figure:
-    """Return one panel per model and task."""
+    """Return one panel per model and task; of many configurations, one per method."""
+    if is_many(data):
+        return _small(data, x, label, theme)
     names = list(dict.fromkeys(data["facet"]))
     figure, panels = facets(names, theme, height=4.0)
     pairs = by_method(zip(data["method"], data["series"], strict=True))
@@ -75,7 +64,25 @@ def draw(data: pd.DataFrame, x: str, label: str, theme: Theme) -> Figure:
         for pair in pairs:
             if (rows["series"] == pair[1]).any():
                 _series(panel, rows[rows["series"] == pair[1]], x, (pair, lines[pair[1]]), theme)
-        _axes(panel, label)
+        panel.set_xlabel(label)
+        panel.set_ylabel("Accuracy")
+        _axis(panel, 6)
+    legend(figure, theme)
+    return figure
+
+
+def _small(data: pd.DataFrame, x: str, label: str, theme: Theme) -> Figure:
+    shares = ["low", "high"]
+    percents = data.assign(value=100 * data["accuracy"], **{s: 100 * data[s] for s in shares})
+    figure, made = tiles(percents, theme)
+    look = bands.Look(x, label, "Accuracy", marked=True)
+    for tile in made:
+        _references(tile.panel, tile.rows, theme, ":")
+        bands.fill(tile, look, theme)
+        here = percents.loc[percents["facet"] == tile.facet, "value"]
+        tile.panel.set_ylim(here.min() - 3, here.max() + 3)
+        _axis(tile.panel, 4)
+    bands.name_axes(figure, look, theme)
     legend(figure, theme)
     return figure
 
@@ -84,33 +91,33 @@ def _series(panel: Axes, rows: pd.DataFrame, x: str, named: Named, theme: Theme)
     (method, series), line_style = named
     colour, marker = theme.colour(method), theme.marker(method)
     means, runs = rows[rows["kind"] == "mean"], rows[rows["kind"] == "run"]
-    if not means.empty:
+    if runs["seed"].nunique() > 1 or means.empty:
         panel.plot(
             runs[x], 100 * runs["accuracy"], marker=marker, markersize=4, alpha=0.45,
             color=colour, linestyle="none",
         )  # fmt: skip
-    for _, line in [("", means)] if not means.empty else list(runs.groupby("seed")):
-        line = line.sort_values("step")
-        panel.errorbar(
-            line[x],
-            100 * line["accuracy"],
-            yerr=100 * line["standard_error"],
-            color=colour,
-            marker=marker,
-            linestyle=line_style,
-            elinewidth=1.1,
-            capsize=3,
-            label=shorten(series),
-            zorder=4,
-        )
+    line = means.sort_values("step")
+    panel.errorbar(
+        line[x],
+        100 * line["accuracy"],
+        yerr=100 * line["standard_error"],
+        color=colour,
+        marker=marker,
+        linestyle=line_style,
+        elinewidth=1.1,
+        capsize=3,
+        label=shorten(series),
+        zorder=4,
+    )
 
 
-def _references(panel: Axes, rows: pd.DataFrame, theme: Theme) -> None:
+def _references(panel: Axes, rows: pd.DataFrame, theme: Theme, style: Dash = "-") -> None:
     zero_shot, majority = rows["zero_shot"].dropna(), rows["majority"].dropna()
     if not zero_shot.empty:
         panel.axhline(
-            100 * zero_shot.mean(), color=theme.colour("zero_shot"), lw=1.5, label="Zero-shot"
-        )
+            100 * zero_shot.mean(), color=theme.colour("zero_shot"), lw=1.5, linestyle=style,
+            label="Zero-shot",
+        )  # fmt: skip
     if not majority.empty:
         panel.axhline(
             100 * majority.mean(), color=theme.paper("ink"), lw=1.2, linestyle="--",
@@ -118,10 +125,8 @@ def _references(panel: Axes, rows: pd.DataFrame, theme: Theme) -> None:
         )  # fmt: skip
 
 
-def _axes(panel: Axes, label: str) -> None:
-    panel.set_xlabel(label)
-    panel.set_ylabel("Accuracy")
+def _axis(panel: Axes, ticks: int) -> None:
     low, high = panel.get_ylim()
     panel.set_ylim(max(low, 0), min(high, 101))
-    panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    panel.yaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} %"))

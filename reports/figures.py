@@ -44,6 +44,8 @@ def _draw(plot: plots.Plot, name: str, data: pd.DataFrame, theme: Theme) -> Draw
         figure = plot.draw(data, theme)
         svg = to_svg(figure)
         wide = figure.get_figwidth() >= WIDE
+        # Places were found for the SVG: finding them again takes as long as all the drawing.
+        figure.set_layout_engine("none")
         png = to_png(figure)
     inline = for_page(svg, name.replace(".", "-"), theme, plot.TITLE)
     csv = data.to_csv(index=False, lineterminator="\n")

@@ -19,8 +19,8 @@ from reports.run import Run
 
 LOPSIDED = 0.9
 """Share of one and the same answer from which on zero-shot is called lopsided."""
-MOST_PAIRS, MOST_WALLS = 6, 4
-"""Pairs of methods, and walls, told in words for each section; the tables have them all."""
+MOST_PAIRS, MOST_WALLS, MOST_NAMES = 6, 4, 8
+"""Pairs of methods, walls, and names in one sentence, for each section; tables have them all."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def findings(tables: Tables) -> list[Finding]:
         ("memory", _walls),
         ("memory", _sizes),
         ("memory", _predictions),
+        ("accuracy", _setbacks),
         ("accuracy", _accuracies),
         ("accuracy", _lopsided),
         ("time", _times),
@@ -109,10 +110,12 @@ def _sizes(tables: Tables) -> Iterator[str]:
         if len({c.first.spec.method for c in alike}) < 2:
             continue
         first, weights = alike[0].first, alike[0].first.parameter_bytes or 1
-        each = ", ".join(
-            f"{c.first.series} {units.size(c.peak.mean)} ({c.peak.mean / weights:.1f})"
-            for c in alike
-            if c.peak
+        each = _listed(
+            [
+                f"{c.first.series} {units.size(c.peak.mean)} ({c.peak.mean / weights:.1f})"
+                for c in alike
+                if c.peak
+            ]
         )
         count = units.count(first.parameters or 0)
         basis = BASES[next(r.peak.basis for r in alike[0].runs if r.peak.bytes is not None)]
@@ -132,12 +135,42 @@ def _predictions(tables: Tables) -> Iterator[str]:
         yield f"Predicted peaks differ from measured ones by {between} ({runs})."
 
 
+def _listed(texts: list[str]) -> str:
+    """Return texts that are in order, joined; of many the first, the last, and how many between.
+
+    >>> _listed([str(i) for i in range(9)])
+    '0, then 7 others, up to 8'
+
+    """
+    if len(texts) <= MOST_NAMES:
+        return ", ".join(texts)
+    return f"{texts[0]}, then {len(texts) - 2} others, up to {texts[-1]}"
+
+
+def _setbacks(tables: Tables) -> Iterator[str]:
+    """Tell of the configurations that answer worse after training than before it."""
+    changes = [(c.change.mean, c) for c in configurations(tables) if c.change]
+    worse = sorted((d, c.first.facet, c.first.series) for d, c in changes if d < 0)
+    if not worse:
+        return
+    several = {c.first.facet for _, c in changes}
+    told = [f"{name}{f' on `{where}`' if len(several) > 1 else ''} by {-100 * d:.1f}"
+            for d, where, name in worse[:MOST_NAMES]]  # fmt: skip
+    more = f" and {len(worse) - MOST_NAMES} more" if len(worse) > MOST_NAMES else ""
+    yield (
+        f"{len(worse)} of {units.plural(len(changes), 'trained configuration')} answer worse "
+        f"after training than before it, in points of accuracy (mean over seeds): "
+        f"{', '.join(told)}{more}."
+    )
+
+
 def _accuracies(tables: Tables) -> Iterator[str]:
     """Tell each pair of methods; several seeds must all agree before one is called better."""
     pairs: dict[tuple[str, str, str], list[Comparison]] = {}
     for c in compare(tables):
         pairs.setdefault((c.facet, c.a.name, c.b.name), []).append(c)
-    for several in list(pairs.values())[:MOST_PAIRS]:
+    told_first = sorted(pairs.values(), key=_undecided)
+    for several in told_first[:MOST_PAIRS]:
         yield _verdict(several)
     if (more := len(pairs) - MOST_PAIRS) > 0:
         yield f"{units.plural(more, 'more pair')} of methods: see the paired comparisons."
@@ -162,6 +195,11 @@ def _lopsided(tables: Tables) -> Iterator[str]:
             )
 
 
+def _undecided(several: list[Comparison]) -> bool:
+    """Return whether chance may explain a pair on some seed, or seeds disagree."""
+    return not all(c.real for c in several) or len({c.difference > 0 for c in several}) > 1
+
+
 def _verdict(several: list[Comparison]) -> str:
     """Return the sentence on one pair of methods, over all its pairs of seeds."""
     c = several[0]
@@ -171,7 +209,7 @@ def _verdict(several: list[Comparison]) -> str:
     p_values = sorted(one.adjusted_p for one in several)
     p = _range([units.probability(x) for x in p_values])
     tested = f"({_counts(several)}; exact McNemar, Holm-adjusted p: {p})"
-    if all(real) and len(ups) == 1:
+    if not _undecided(several):
         ahead, behind = (c.b, c.a) if True in ups else (c.a, c.b)
         by = _range([f"{100 * abs(x):.1f}" for x in sorted(differences, key=abs)])
         return (
@@ -202,8 +240,10 @@ def _times(tables: Tables) -> Iterator[str]:
     timed = [c for c in configurations(tables) if c.step_seconds]
     for facet, several in groupby(timed, key=lambda c: c.first.facet):
         alike = list(several)
-        medians = [(c.first.series, stats.quartiles(c.step_seconds)[1]) for c in alike]
-        each = ", ".join(f"{series} {units.duration(median)}" for series, median in medians)
+        medians = [(stats.quartiles(c.step_seconds)[1], c.first.series) for c in alike]
+        if len(medians) > MOST_NAMES:
+            medians.sort()
+        each = _listed([f"{series} {units.duration(median)}" for median, series in medians])
         yield f"Median time of a step on `{facet}` ({alike[0].first.machine}): {each}."
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import pandas as pd
 
@@ -37,7 +38,16 @@ class Tables:
 
     def only(self, section: str) -> Tables:
         """Return the tables of one section."""
-        return from_runs([run for run in self.entries if run.section == section])
+        entries = tuple(run for run in self.entries if run.section == section)
+        frames = (self.runs, self.evaluations, self.steps, self.measurements)
+        return Tables(entries, *(_within(frame, section) for frame in frames))
+
+
+def _within(frame: pd.DataFrame, section: str) -> pd.DataFrame:
+    """Return the rows of one section; a frame without any row has no columns either."""
+    if frame.empty:
+        return frame
+    return frame[frame["section"] == section].reset_index(drop=True)
 
 
 def load(records: Sequence[RunRecord]) -> Tables:
@@ -113,9 +123,15 @@ def _evaluation_rows(run: Run) -> Iterable[dict[str, object]]:
 
 def _step_rows(run: Run) -> Iterable[dict[str, object]]:
     steps = run.record.steps
+    passes = list(accumulate(steps.queries))
     for i, loss in enumerate(steps.losses):
-        seconds = steps.seconds[i] if steps.seconds and i < len(steps.seconds) else None
-        yield {"step": i + 1, "loss": loss, "seconds": seconds}
+        yield {
+            "step": i + 1,
+            "loss": loss,
+            "score": run.spec.score,
+            "forward_passes": passes[i] if i < len(passes) else None,
+            "seconds": steps.seconds[i] if steps.seconds and i < len(steps.seconds) else None,
+        }
 
 
 def _all(record: RunRecord) -> list[Measurement]:

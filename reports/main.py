@@ -14,7 +14,7 @@ from reports.figures import Drawn, draw_all
 from reports.findings import Finding, findings
 from reports.load import Tables, load
 from reports.table import MARKS
-from reports.tables import failures, summary
+from reports.tables import failures
 
 PAGE = "report.html"
 
@@ -22,8 +22,9 @@ PAGE = "report.html"
 def build(results: Path, out: Path) -> Path:
     """Read every record below ``results``, write the report into ``out``, return its page.
 
-    Writes ``report.html``, ``summary.md``, ``summary.csv``, ``failures.csv`` and three files for
-    each plot. The same records give the same bytes.
+    Writes ``report.html``, ``summary.md``, ``summary.csv``, ``failures.csv``, a CSV file for each
+    of a section's first tables and three files for each plot. The same records give the same
+    bytes.
 
     Raises:
         UserError: there is no record, one can't be read, or ``out`` can't be written to.
@@ -66,6 +67,7 @@ def _write(tables: Tables, found: list[Finding], out: Path) -> Path:
             f"Can't write to {out}: {error.strerror}. Free some space or choose another --out.", 3
         ) from error
     write_atomically(out / "summary.md", _markdown(tables, found))
+    _write_tables(tables, out / "tables")
     raw = export.summary(tables).to_csv(index=False, lineterminator="\n")
     write_atomically(out / "summary.csv", raw)
     write_atomically(out / "failures.csv", failures.rows(tables).csv())
@@ -77,6 +79,18 @@ def _write_figure(folder: Path, figure: Drawn) -> None:
     write_atomically(folder / f"{figure.name}.svg", figure.svg)
     write_atomically(folder / f"{figure.name}.csv", figure.csv)
     (folder / f"{figure.name}.png").write_bytes(figure.png)
+
+
+def _write_tables(tables: Tables, folder: Path) -> None:
+    """Write the first tables of each section as raw values; drop those of an earlier report."""
+    wanted: set[str] = set()
+    for section in tables.sections():
+        for name, made in page.leading(tables.only(section)).items():
+            path = folder / f"{page.slug(section)}--{name}.csv"
+            folder.mkdir(exist_ok=True)
+            write_atomically(path, made.csv())
+            wanted.add(path.stem)
+    _drop_stale(folder, wanted)
 
 
 def _drop_stale(folder: Path, current: set[str]) -> None:
@@ -91,10 +105,11 @@ def _markdown(tables: Tables, found: list[Finding]) -> str:
     parts = [f"# {page.title(tables)}", "\n".join(f"- {finding.text}" for finding in found)]
     for name in tables.sections():
         part = tables.only(name)
-        made = summary.rows(part)
-        parts += [f"## {part.entries[0].record.group_title or name}", made.markdown().rstrip()]
-        parts += [f"No run here has: {'; '.join(made.absent)}."] if made.absent else []
-        parts += [f"n/a: {' '.join(made.reasons)}"] if made.reasons else []
+        parts.append(f"## {part.entries[0].record.group_title or name}")
+        for made in page.leading(part).values():
+            parts += [made.markdown().rstrip()]
+            parts += [f"No run here has: {'; '.join(made.absent)}."] if made.absent else []
+            parts += [f"n/a: {' '.join(made.reasons)}"] if made.reasons else []
     parts.append(", ".join(f"{mark} {quality}" for quality, (mark, _) in MARKS.items() if mark))
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -20,6 +20,8 @@ from reports.table import MARKS, Table
 from reports.tables import TableFile
 from reports.theme import Theme
 
+LEAD = 10
+"""Tables whose ``ORDER`` is below this stand before the figures of a section."""
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -82,7 +84,15 @@ def section(name: str, data: Tables, files: dict[str, TableFile], figures: list[
     common = settings.common(run.fields for run in part.entries)
     heading = titles[0] if titles else name
     blocks = _blocks(files, part, "section")
-    return Section(slug(name), heading, common, blocks[:1], figures, blocks[1:])
+    lead = [block for block in blocks if files[block.name].ORDER < LEAD]
+    return Section(slug(name), heading, common, lead, figures, blocks[len(lead) :])
+
+
+def leading(part: Tables) -> dict[str, Table]:
+    """Return the tables of a section that stand before its figures, by name."""
+    files = tables.discover()
+    lead = [b for b in _blocks(files, part, "section") if files[b.name].ORDER < LEAD]
+    return {block.name: block.table for block in lead}
 
 
 def _blocks(files: dict[str, TableFile], data: Tables, scope: str) -> list[Block]:

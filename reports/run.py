@@ -61,6 +61,14 @@ class Run:
         return self.record.evaluations[-1] if done else None
 
     @property
+    def ended(self) -> str:
+        """How it ended, in words: a loss that stopped being finite is called ``diverged``."""
+        failure = self.record.failure
+        if failure and failure.cause == "NonFiniteLoss":
+            return "diverged"
+        return self.record.status.replace("_", " ")
+
+    @property
     def majority(self) -> float | None:
         """Accuracy of always answering with the most frequent class, as a fraction."""
         task = self.record.task
@@ -78,7 +86,10 @@ def machine_of(environment: Environment, device: str) -> str:
 def place(records: Sequence[RunRecord]) -> list[Run]:
     """Return the runs, each seen among the others, small models first."""
     runs = _placed(records)
-    return sorted((_beside(run, runs) for run in runs), key=_size)
+    placed = []
+    for section in dict.fromkeys(run.section for run in runs):
+        placed += _beside([run for run in runs if run.section == section], runs)
+    return sorted(placed, key=_size)
 
 
 def _size(run: Run) -> tuple[float, str]:
@@ -109,31 +120,31 @@ def _configuration(record: RunRecord, machine: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _beside(run: Run, runs: Sequence[Run]) -> Run:
-    """Return the run with what can only be said in view of the others."""
-    section = [r for r in runs if r.section == run.section]
-    facet = _facet(run, section)
-    alike = [
-        r for r in section if r.spec.method == run.spec.method and _facet(r, section) == facet
-    ]
-    variant = settings.describe(run.fields, settings.varying(r.fields for r in alike))
-    parameters, parameter_bytes = _weights(run, runs)
-    return replace(
-        run,
-        setting=settings.describe(run.fields, settings.varying(r.fields for r in section)),
-        series=title_of(run.spec.method) + (f" ({variant})" if variant else ""),
-        facet=facet,
-        parameters=parameters,
-        parameter_bytes=parameter_bytes,
-        zero_shot=_zero_shot(run, runs),
-    )
-
-
-def _facet(run: Run, section: Sequence[Run]) -> str:
-    """Return the model, with task and prompt where the section has several."""
-    asked = [run.fields[name] for name in settings.varying(r.fields for r in section)
-             if name in ("task", "prompt")]  # fmt: skip
-    return ", ".join([run.spec.model, *asked])
+def _beside(section: Sequence[Run], runs: Sequence[Run]) -> list[Run]:
+    """Return the runs of a section with what can only be said in view of the others."""
+    differ = settings.varying(run.fields for run in section)
+    asked = [name for name in differ if name in ("task", "prompt")]
+    facets = [", ".join([r.spec.model, *(r.fields[name] for name in asked)]) for r in section]
+    alike: dict[tuple[str, str], list[settings.Fields]] = {}
+    for run, facet in zip(section, facets, strict=True):
+        alike.setdefault((run.spec.method, facet), []).append(run.fields)
+    apart = {pair: settings.varying(fields) for pair, fields in alike.items()}
+    placed = []
+    for run, facet in zip(section, facets, strict=True):
+        variant = settings.describe(run.fields, apart[run.spec.method, facet])
+        parameters, parameter_bytes = _weights(run, runs)
+        placed.append(
+            replace(
+                run,
+                setting=settings.describe(run.fields, differ),
+                series=title_of(run.spec.method) + (f" ({variant})" if variant else ""),
+                facet=facet,
+                parameters=parameters,
+                parameter_bytes=parameter_bytes,
+                zero_shot=_zero_shot(run, runs),
+            )
+        )
+    return placed
 
 
 def _weights(run: Run, runs: Sequence[Run]) -> tuple[int | None, int | None]:

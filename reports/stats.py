@@ -1,7 +1,8 @@
 """The statistics of the report: small, exact where they can be, without scipy.
 
 Spread over examples is the binomial standard error; spread over seeds is the sample standard
-deviation; two sets of answers to the same questions are compared by the exact McNemar test.
+deviation, or Student's interval of their mean; two sets of answers to the same questions are
+compared by the exact McNemar test.
 """
 
 from __future__ import annotations
@@ -41,6 +42,48 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
     if len(values) < 2:
         return values[0], None
     return statistics.fmean(values), statistics.stdev(values)
+
+
+def student(freedom: int, level: float = 0.95) -> float:
+    """Return Student's t that ``level`` of the distribution lies within, two-sided.
+
+    The probability within t is a finite sum for whole degrees of freedom (Abramowitz and Stegun
+    1964, 26.7.3 and 26.7.4); t is found by halving.
+
+    >>> round(student(2), 3), round(student(9), 3)
+    (4.303, 2.262)
+
+    """
+    low, high = 0.0, 1e6
+    while high - low > 1e-9 * max(1.0, low):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < level else (low, middle)
+    return high
+
+
+def _within(t: float, freedom: int) -> float:
+    """Return the probability that Student's t lies between -t and t."""
+    angle = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    terms = [term]
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * math.cos(angle) ** 2
+        terms.append(term)
+    total = math.sin(angle) * math.fsum(terms)
+    if not odd:
+        return total
+    return 2 / math.pi * (angle + (total if freedom > 1 else 0.0))
+
+
+def half_interval(sd: float | None, n: int) -> float | None:
+    """Return half the 95 % interval of the mean of ``n`` values; of one value there is none.
+
+    >>> round(half_interval(0.5, 3), 3)
+    1.242
+
+    """
+    return None if sd is None else student(n - 1) * sd / math.sqrt(n)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -36,7 +36,8 @@ class Cell:
     detail: str = ""
     """Long text that is unfolded on demand, such as the last lines of a log."""
     kind: str = ""
-    """Look of the cell: ``status-<status>``, ``severity-<severity>``, ``method``, ``code``."""
+    """Look of the cell: ``status-<status>``, ``severity-<severity>``, ``method``, ``code``;
+    ``alarm`` for what must be seen (its words say why)."""
 
     @property
     def mark(self) -> str:
@@ -55,9 +56,11 @@ class Cell:
         return self.quality == "unavailable"
 
 
-def number(text: str, value: Raw, quality: str = "exact", tip: str = "", sub: str = "") -> Cell:
+def number(
+    text: str, value: Raw, quality: str = "exact", tip: str = "", sub: str = "", kind: str = ""
+) -> Cell:
     """Return the cell of a number."""
-    return Cell(text, value, sub, quality, tip)
+    return Cell(text, value, sub, quality, tip, kind=kind)
 
 
 def missing(reason: str) -> Cell:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from reports import units
-from reports.canvas import even_bytes, facets, legend, shorten
+from reports.canvas import even_bytes, facets, legend, row_inches, shorten
 from reports.headline import BASES
 from reports.load import Tables
 from reports.memory import peaks
@@ -39,7 +39,7 @@ def draw(data: pd.DataFrame, theme: Theme) -> Figure:
     """Return one panel per definition of memory, a bar per series."""
     bases = [basis for basis in BASES if (data["basis"] == basis).any()]
     most = data.loc[data["kind"] != "weights", "series"].nunique()
-    height = 1.6 + 0.45 * max(most, 2)
+    height = 1.6 + row_inches(most) * max(most, 2)
     figure, panels = facets([BASES[basis] for basis in bases], theme, height=height)
     for basis, panel in zip(bases, panels, strict=True):
         _panel(panel, data[data["basis"] == basis], theme)

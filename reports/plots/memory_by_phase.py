@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from reports import units
-from reports.canvas import even_bytes, facets, legend, shorten
+from reports.canvas import even_bytes, facets, legend, row_inches, shorten
 from reports.load import Tables
+from reports.multiples import is_many
 from reports.theme import Theme, by_method
 
 TITLE = "Peak memory within each phase"
@@ -65,6 +66,8 @@ def draw(data: pd.DataFrame, theme: Theme) -> Figure:
     """Return one panel per model: phases down, one bar per series."""
     names = list(dict.fromkeys(data["facet"]))
     phases = sorted(set(data["phase"]), key=_place)
+    if is_many(data):
+        return _by_phase(data, phases, theme)
     series = by_method(zip(data["method"], data["series"], strict=True))
     height = 1.4 + len(phases) * (0.16 * len(series) + 0.16)
     figure, panels = facets(names, theme, height=height, across=min(3, len(names)))
@@ -72,6 +75,42 @@ def draw(data: pd.DataFrame, theme: Theme) -> Figure:
         _panel(panel, data[data["facet"] == name], phases, series, theme)
     legend(figure, theme)
     return figure
+
+
+def _by_phase(data: pd.DataFrame, phases: list[str], theme: Theme) -> Figure:
+    """Return one panel per model and phase instead: a row per series, named beside it."""
+    places = [(name, phase) for name in dict.fromkeys(data["facet"]) for phase in phases]
+    several = data["facet"].nunique() > 1
+    rows = int(data.groupby("facet")["series"].nunique().max())
+    heads = [f"{phase}, {name}" if several else phase for name, phase in places]
+    figure, panels = facets(heads, theme, height=1.2 + row_inches(rows) * rows, across=3)
+    for (name, phase), panel in zip(places, panels, strict=True):
+        here = data[data["facet"] == name]
+        names = by_method(zip(here["method"], here["series"], strict=True))
+        _rows(panel, here[here["phase"] == phase], [series for _, series in names], theme)
+        _sizes(panel, here)
+    legend(figure, theme)
+    return figure
+
+
+def _rows(panel: Axes, frame: pd.DataFrame, names: list[str], theme: Theme) -> None:
+    colours = [theme.colour(method) for method in frame["method"]]
+    guess = frame["quality"] == "predicted"
+    surface = theme.paper("surface")
+    panel.barh(
+        [names.index(series) for series in frame["series"]],
+        frame["bytes"],
+        height=0.6,
+        color=[surface if hollow else c for hollow, c in zip(guess, colours, strict=True)],
+        edgecolor=colours,
+        xerr=frame["sd_bytes"].fillna(0) if frame["sd_bytes"].notna().any() else None,
+        ecolor=theme.paper("ink"),
+    )
+    for weights in frame["weights_bytes"].dropna().unique():
+        panel.axvline(weights, color=theme.paper("muted"), linestyle=":", label="weights alone")
+    panel.set_yticks(range(len(names)), [shorten(name, 34) for name in names])
+    panel.tick_params(axis="y", labelcolor=theme.paper("ink"))
+    panel.set_ylim(len(names) - 0.45, -0.55)
 
 
 def _panel(
@@ -102,6 +141,11 @@ def _panel(
     panel.set_yticks(range(len(phases)), phases)
     panel.tick_params(axis="y", labelcolor=theme.paper("ink"))
     panel.set_ylim(len(phases) - 0.45, -0.55)
+    _sizes(panel, frame)
+
+
+def _sizes(panel: Axes, frame: pd.DataFrame) -> None:
+    """Give a panel its axis of bytes."""
     panel.grid(False, axis="y")
     farthest = max(float(frame["bytes"].max()), 1.0)
     panel.set_xlim(min(0.0, float(frame["bytes"].min())), farthest * 1.06)

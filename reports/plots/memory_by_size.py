@@ -13,13 +13,15 @@ from reports.canvas import Dash, dashes, facets, legend, powers_of_two, shorten
 from reports.headline import BASES
 from reports.load import Tables
 from reports.memory import peaks
-from reports.theme import Theme, by_method
+from reports.multiples import ACROSS, MANY, REFERENCE, key
+from reports.theme import Theme, by_method, rank, title_of
 
 TITLE = "Peak memory against model size"
 CAPTION = (
     "Filled: measured; hollow: predicted without running; cross: ran out of memory, drawn at the "
     "limit (dash-dotted). Dotted: the weights alone. Whiskers: standard deviation over seeds. "
-    "Both axes are logarithmic."
+    "Both axes are logarithmic. With many configurations there is a panel for each method, with "
+    "MeZO in grey for reference."
 )
 ORDER = 10
 NEEDS = {"runs.parameters": 2}
@@ -33,8 +35,10 @@ def data(tables: Tables) -> pd.DataFrame:
 
 
 def draw(data: pd.DataFrame, theme: Theme) -> Figure:
-    """Return one panel per definition of memory."""
+    """Return one panel per definition of memory; of many series, one per method."""
     bases = [basis for basis in BASES if (data["basis"] == basis).any()]
+    if data.loc[data["kind"] != "weights"].groupby("basis")["series"].nunique().max() > MANY:
+        return _small(data, bases, theme)
     figure, panels = facets([BASES[basis] for basis in bases], theme, height=4.4)
     for basis, panel in zip(bases, panels, strict=True):
         _panel(panel, data[data["basis"] == basis], theme)
@@ -43,7 +47,31 @@ def draw(data: pd.DataFrame, theme: Theme) -> Figure:
     return figure
 
 
-def _panel(panel: Axes, frame: pd.DataFrame, theme: Theme) -> None:
+def _small(data: pd.DataFrame, bases: list[str], theme: Theme) -> Figure:
+    pairs = {(b, m) for b, m in zip(data["basis"], data["method"], strict=True) if m}
+    places = sorted(pairs, key=lambda pair: (bases.index(pair[0]), rank(pair[1])))
+    heads = [title_of(m) + (f", {BASES[b]}" if bases[1:] else "") for b, m in places]
+    figure, panels = facets(heads, theme, height=2.9, across=ACROSS)
+    for (basis, method), panel in zip(places, panels, strict=True):
+        here = data[data["basis"] == basis]
+        own = here[here["method"] == method]
+        _panel(panel, here[here["method"].isin([method, ""])], theme, named=False)
+        _axes(panel, here, theme)  # the same ones in every panel
+        lines = dashes(by_method(zip(own["method"], own["series"], strict=True)))
+        key(panel, method, lines, theme)
+        panel.set_xlabel("")
+        rows = here[(here["method"] == REFERENCE) & (here["kind"] == "measured")]
+        if method != REFERENCE and not rows.empty:
+            first = rows[rows["series"] == rows["series"].iloc[0]]
+            panel.plot(first["parameters"], first["bytes"], color=theme.paper("muted"), lw=1.2,
+                       label=f"{first['series'].iloc[0]}, for reference")  # fmt: skip
+    figure.supxlabel("Parameters", fontsize=10, color=theme.paper("muted"))
+    figure.supylabel("Peak memory", fontsize=10, color=theme.paper("muted"))
+    legend(figure, theme)
+    return figure
+
+
+def _panel(panel: Axes, frame: pd.DataFrame, theme: Theme, named: bool = True) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log", base=2)
     _reference(panel, frame, theme)
@@ -51,13 +79,14 @@ def _panel(panel: Axes, frame: pd.DataFrame, theme: Theme) -> None:
     for (series, kind), rows in frame.groupby(["series", "kind"], sort=False):
         if kind in ("measured", "predicted"):
             hollow = kind == "predicted"
-            _line(panel, rows, str(series), "--" if hollow else lines[str(series)], theme)
+            dash = "--" if hollow else lines[str(series)]
+            _line(panel, rows, dash, theme, shorten(str(series)) if named else "")
     _crosses(panel, frame[frame["kind"] == "out of memory"], theme)
     _key(panel, set(frame["kind"]), theme)
     _axes(panel, frame, theme)
 
 
-def _line(panel: Axes, rows: pd.DataFrame, series: str, dash: Dash, theme: Theme) -> None:
+def _line(panel: Axes, rows: pd.DataFrame, dash: Dash, theme: Theme, label: str) -> None:
     hollow = rows["kind"].iloc[0] == "predicted"
     method = rows["method"].iloc[0]
     colour = theme.colour(method)
@@ -75,7 +104,7 @@ def _line(panel: Axes, rows: pd.DataFrame, series: str, dash: Dash, theme: Theme
         linewidth=5 if under else 1.1 if hollow else 1.8,
         capsize=3,
         zorder=3 if hollow or under else 4,
-        label=None if hollow else shorten(series),
+        label="" if hollow else label,
     )
 
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports import stats, units
-from reports.canvas import facets, shorten
+from reports.canvas import facets, row_inches, shorten
 from reports.configurations import configurations
 from reports.load import Tables
 from reports.theme import Theme
@@ -46,7 +46,7 @@ def draw(data: pd.DataFrame, theme: Theme) -> Figure:
     """Return one panel per model and task."""
     names = list(dict.fromkeys(data["facet"]))
     most = int(data.groupby("facet").size().max())
-    figure, panels = facets(names, theme, height=1.4 + 0.45 * max(most, 2))
+    figure, panels = facets(names, theme, height=1.4 + row_inches(most) * max(most, 2))
     for name, panel in zip(names, panels, strict=True):
         _panel(panel, data[data["facet"] == name], theme)
     return figure

@@ -2,7 +2,8 @@
 
 To add one, drop a file here that holds
 
-- ``TITLE``: its heading; ``ORDER``: where it comes among the others, small first;
+- ``TITLE``: its heading; ``ORDER``: where it comes among the others, small first (below
+  10: before the figures);
 - ``SCOPE``: ``section`` (once for each group of runs), ``page`` (once, after the sections) or
   ``appendix`` (once, at the end);
 - ``FOLD_ABOVE``: with more rows than this it is shown folded; None: never;

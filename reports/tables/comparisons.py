@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reports import units
-from reports.comparisons import LEVEL, Comparison, compare
+from reports.comparisons import LEVEL, MOST_ALL, Comparison, compare
 from reports.load import Tables
 from reports.table import Cell, Column, Table, number, table
 
@@ -26,7 +26,8 @@ _COLUMNS = (
 )
 _NOTE = (
     "Exact McNemar test on the examples that only one of the two answers rightly; Holm's "
-    f"adjustment for the number of pairs. Above {LEVEL} the two are not ranked."
+    f"adjustment for the number of pairs. Above {LEVEL} the two are not ranked. Of more "
+    f"than {MOST_ALL} configurations each is compared with zero-shot and with MeZO alone."
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from statistics import fmean
 
 from bench.records import Evaluation
 from reports import stats, units
@@ -26,6 +27,7 @@ _COLUMNS = (
     Column("train_seconds", "Training time", True),
     Column("accuracy_fraction", "Accuracy", True),
     Column("loss_nats", "Loss (nats)", True),
+    Column("token_f1_fraction", "Token F1", True),
     Column("answers", "Answers given"),
 )
 _NOTE = (
@@ -55,6 +57,7 @@ def _row(run: Run, e: Evaluation) -> tuple[Cell, ...]:
         else missing("A memory run: its times mean nothing."),
         _accuracy(e),
         number(f"{e.loss:.3f}", e.loss, "exact"),
+        _f1(e),
         _answers(run, e),
     )
 
@@ -66,10 +69,17 @@ def _accuracy(e: Evaluation) -> Cell:
     return number(text, e.correct / e.n, "exact", f"{e.correct} of {e.n} right")
 
 
+def _f1(e: Evaluation) -> Cell:
+    if not e.scores:
+        return missing("No answer is written here.")
+    mean = fmean(e.scores)
+    return number(f"{100 * mean:.1f}", mean, "exact", f"mean over {len(e.scores)} answers")
+
+
 def _answers(run: Run, e: Evaluation) -> Cell:
     task = run.record.task
     if not e.predictions or task is None:
-        return missing("Answers were not recorded.")
+        return missing("Answers were not recorded, or are written ones.")
     given, true = Counter(e.predictions), Counter(task.eval_labels)
     names = dict(enumerate(task.labels))
     classes = sorted({*given, *true})

@@ -52,8 +52,9 @@ def _outcome(c: Configuration) -> Cell:
         text = f"{total} runs, {text}"
     share = "" if done in (0, total) else f" {total - done} of {total}"
     ended = [run.record.reason for run in c.runs if run.record.status != "completed"]
-    status = c.status.replace("_", " ") + share
+    status = (others[0].ended if (others := c.uncompleted) else "completed") + share
     reasons = " ".join(dict.fromkeys(ended))
+    text += "".join(f"; ⚑ {doubt}" for doubt in c.doubts)
     return Cell(status, c.status, text, tip=reasons, kind=f"status-{c.status}")
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from bench.records import (
     METRICS,
+    Declared,
     Environment,
     Evaluation,
     Failure,
@@ -221,6 +222,86 @@ def wall_records() -> list[RunRecord]:
     return [refused, lived.model_copy(update={"flags": [flag]}), crashed]
 
 
+def many_records(methods: int = 38, steps: int = 300) -> list[RunRecord]:
+    """Many methods on three seeds: gains, setbacks, one that diverged, one that can't run."""
+    names = [f"zo_{i:02d}" for i in range(methods - 5)]
+    names += ["mezo", "mezo_svrg", "ft_adamw", "zo_wild", "zo_unable"]
+    records = [_of_many(name, seed, i, steps) for i, name in enumerate(names) for seed in range(3)]
+    options = {"eps": 1e-3, "storage": "dense"}
+    records += [_of_many("mezo_svrg", s, 3, steps, options=options) for s in range(3)]
+    idle = {"group": "methods", "steps": 0, "lr": 0.0, "warmup_steps": 0, "eval_examples": 200}
+    nothing = declared(queries=0, scratch_bytes=0)
+    zero_shot = make("zero_shot", spec=idle, group_title="Methods", declared=nothing,
+                     evaluations=[evaluation(0, 109)])  # fmt: skip
+    return [zero_shot, *records]
+
+
+def declared(**changes: Any) -> Declared:
+    given = dict(queries=2, backwards=0, noise_passes=3, state_bytes=0, scratch_bytes=3 * MIB)
+    return Declared(**{**given, **changes})
+
+
+def _of_many(method: str, seed: int, i: int, steps: int, **spec: Any) -> RunRecord:
+    noise = random.Random(f"{method} {seed}")
+    given = dict(group="methods", seed=seed, steps=steps, eval_every=steps // 5, lr=1e-6,
+                 eval_examples=200, options={"eps": 1e-3})  # fmt: skip
+    common: dict[str, Any] = dict(spec={**given, **spec}, group_title="Methods")
+    if method == "zo_unable":
+        return make(method, status="unsupported", reason="needs a CUDA device", **common)
+    wild = method == "zo_wild" and seed == 1
+    gain = (i * 7) % 23 - 5  # of some methods below 0
+    queries = 1 if method.startswith("ft_") else 2 + i % 3 * 2
+    taken = 23 if wild else steps
+    fall = gain / 60 / steps
+    losses = [0.9 - fall * t + noise.gauss(0, 0.1) for t in range(taken)]
+    losses = [loss + 0.2 * t if wild else loss for t, loss in enumerate(losses)]
+    marks = [(s, 109 + round(gain * s / steps) + (seed if s else 0))
+             for s in range(0, steps + 1, steps // 5) if s <= taken]  # fmt: skip
+    state = 512 * MIB if "storage" in common["spec"]["options"] else 0
+    over = 2**20 if method == "zo_03" else 0
+    given = dict(
+        steps=Steps(losses=losses, seconds=[0.5 + i / 100] * taken, queries=[queries] * taken,
+                    backwards=[int(method.startswith("ft_"))] * taken),
+        evaluations=[evaluation(s, r, queries * s, seconds=0.5 * s, draw=seed) for s, r in marks],
+        declared=declared(queries=queries, state_bytes=state),
+        measurements=[*host(GIB + i * MIB), *([] if wild else [
+            number("method_state_bytes", "train", state + over, source="storages")])],
+    )  # fmt: skip
+    if wild:
+        failure = Failure(cause="NonFiniteLoss", phase="forward", step=taken)
+        given |= dict(status="failed", reason="The loss is inf at step 24; lower lr.",
+                      failure=failure)  # fmt: skip
+    return make(method, **common, **given)
+
+
+def precision_records() -> list[RunRecord]:
+    """MeZO in float32, and in bfloat16 as the textbook has it, restored, and rounded at random."""
+    shapes: list[tuple[str, dict[str, Any], tuple[float, ...]]] = [
+        ("float32", {}, (0.4, 3e-9, 2e-6, 0.999, 0.99999)),
+        ("bfloat16", {}, (0.31, 4e-5, 2e-6, 0.002, 0.013)),
+        ("bfloat16", {"restore": "exact"}, (0.0, 0.0, 2e-6, 0.002, 0.014)),
+        ("bfloat16", {"restore": "exact", "rounding": "stochastic"}, (0.0, 0.0, 2e-6, 0.01, 1.02)),
+    ]
+    names = ("estimate_changed_share", "estimate_drift_rms", "update_rms", "update_changed_share",
+             "update_surviving_share")  # fmt: skip
+    records = []
+    for i, (dtype, options, values) in enumerate(shapes):
+        for seed in range(3):
+            given = dict(group="precision", seed=seed, dtype=dtype, steps=50,
+                         options={"eps": 1e-3, **options})  # fmt: skip
+            seen = [number(n, "update", v, source="weights compared")
+                    for n, v in zip(names, values, strict=True)]  # fmt: skip
+            steps = Steps(losses=[0.8 - i / 10] * 45 + [0.7 - i / 10 + seed / 100] * 5,
+                          seconds=[0.4] * 50, queries=[2] * 50, backwards=[0] * 50)  # fmt: skip
+            marks = [(0, 109), (50, 120 + i + seed)]
+            answered = [evaluation(s, r, 2 * s, seconds=0.4 * s) for s, r in marks]
+            records.append(make("mezo", spec=given, group_title="Precision", measurements=seen,
+                                steps=steps, evaluations=answered,
+                                declared=declared()))  # fmt: skip
+    resumed = Flag(name="resumed", severity="info", text="went on from step 20")
+    return [*records[:-1], records[-1].model_copy(update={"flags": [resumed]})]
+
+
 def write(folder: Path, records: list[RunRecord]) -> Path:
     for i, record in enumerate(records):
         write_record(folder / f"{i:03d}-{record.key}", record)
@@ -232,7 +313,7 @@ def make_record() -> Make:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kit() -> Any:
     """Give the tests the builders of this file: under importlib mode it can't be imported."""
     import sys

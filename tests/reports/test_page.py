@@ -56,7 +56,9 @@ def test_every_promised_file_is_there(built: Path) -> None:
     assert {
         "accuracy--accuracy_by_seconds",
         "accuracy--accuracy_by_forward_passes",
+        "accuracy--evaluation_loss",
         "accuracy--loss",
+        "accuracy--loss_by_forward_passes",
         "accuracy--memory_by_method",
         "accuracy--step_time",
         "memory--memory_by_phase",
