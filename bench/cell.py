@@ -30,6 +30,8 @@ from bench.records import (
     Status,
     Steps,
     TaskFacts,
+    UserError,
+    read_record,
     write_atomically,
     write_record,
 )
@@ -55,11 +57,31 @@ class Cell(BaseModel):
 
 
 def write_cell(folder: Path, cell: Cell) -> None:
-    """Make the folder anew for a run: what an unfinished try left behind is removed."""
+    """Make the folder ready for a run.
+
+    What a try left behind that was killed is kept, for the run to go on from; what one left that
+    came to an end of its own is removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (EVENTS, LOG, TRAJECTORY, RECORD):
-        (folder / name).unlink(missing_ok=True)
+    if not _was_killed(folder):
+        for path in folder.glob("*"):
+            path.unlink()
+    (folder / RECORD).unlink(missing_ok=True)
     write_atomically(folder / _CELL, cell.model_dump_json(indent=1) + "\n")
+
+
+def _was_killed(folder: Path) -> bool:
+    if not (folder / RECORD).exists():
+        return True
+    try:
+        failure = read_record(folder / RECORD).failure
+    except UserError:
+        return False
+    return failure is not None and failure.cause in KILLED
+
+
+KILLED = ("exit -9", "exit -15")
+"""Causes of failure that say nothing about the run itself."""
 
 
 def read_cell(folder: Path) -> Cell:

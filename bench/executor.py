@@ -163,13 +163,17 @@ class _Tail:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / EVENTS
-        self._read = 0
+        self._begin(0)
         self.phase = "start"
-        self.steps = 0
+
+    def _begin(self, file: int) -> None:
+        self._file, self._read, self.steps = file, 0, 0
 
     def look(self) -> None:
         try:
             with self._path.open("rb") as file:
+                if (inode := os.fstat(file.fileno()).st_ino) != self._file:
+                    self._begin(inode)  # a resumed run replaces it
                 file.seek(self._read)
                 text = file.read()
         except FileNotFoundError:

@@ -36,7 +36,8 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from bench import tasks
+from bench import tasks, tuning
+from bench.built import agree
 from bench.builtin import suites_folder
 from bench.cell import Cell
 from bench.models.resolve import resolve
@@ -47,6 +48,7 @@ Table = dict[str, Any]
 
 _FILE_KEYS = ("title", "description", "run", "axes", "include", "exclude", "group")
 _FILE_KEYS_WITH_GROUPS = ("title", "description", "run", "group")
+_TABLES = ("options", "tuning_options")
 _GROUP_KEYS = ("name", "title", "run", "axes", "include", "exclude")
 
 
@@ -204,10 +206,11 @@ def _flat(table: Table, prefix: str = "") -> Table:
 
 
 def _spec(flat: Table, where: str) -> RunSpec:
-    nested: Table = {"options": {}}
+    nested: Table = {}
     for key, value in flat.items():
-        if key.startswith("options."):
-            nested["options"][key.removeprefix("options.")] = value
+        table, dot, name = key.partition(".")
+        if dot and table in _TABLES:
+            nested.setdefault(table, {})[name] = value
         else:
             nested[key] = value
     for key in nested:
@@ -232,8 +235,8 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         return f"'{key}' is missing; every run needs it."
-    if first["loc"][0] == "options" and len(first["loc"]) > 1:
-        key = f"options.{first['loc'][1]}"
+    if first["loc"][0] in _TABLES and len(first["loc"]) > 1:
+        key = f"{first['loc'][0]}.{first['loc'][1]}"
         return f"'{key}' must be one finite number, text or true/false, got {first['input']!r}."
     if first["type"] == "string_pattern_mismatch":
         wanted = {"device": "cpu, cuda or cuda:N"}.get(key, "lower-case letters, digits, _ . -")
@@ -251,6 +254,8 @@ def _check_names(spec: RunSpec, where: str) -> None:
         method = methods.build(spec.method, **spec.options)
         if spec.steps and not spec.lr and _trains(method):
             raise UserError("'lr' is missing; with 0, the default, nothing would be trained.")
+        tuning.build(spec.tuning, spec.tuning_options)
+        agree(spec, method, spec.score == "cross_entropy")
         resolve(spec.model)
     except (ValueError, UserError) as error:
         raise UserError(f"{where}: {error}") from error

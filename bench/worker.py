@@ -13,29 +13,35 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import psutil
 import torch
 
-from bench import environment, failures, limits, models, tasks, trackers
+from bench import (
+    environment,
+    failures,
+    limits,
+    models,
+    resume,
+    state_bytes,
+    tasks,
+    trackers,
+    tuning,
+)
+from bench.built import Built, build
 from bench.cell import TRAJECTORY, Cell, Events, Outcome, finish, log_tail, now, read_cell
 from bench.monitor import Monitor
-from bench.records import Declared, Evaluation, Failure, RunSpec, UserError
-from zo_core import (
-    Closure,
-    Method,
-    NonFiniteLoss,
-    Params,
-    StepInfo,
-    Term,
-    derive_seed,
-    methods,
-    noise,
-)
-from zo_core.base import Span, no_span
+from bench.objective import Seen, objective
+from bench.precision import Precision, digest, is_watched
+from bench.records import Declared, Evaluation, Failure, Flag, RunSpec, UserError
+from bench.schedule import rate
+from zo_core import NonFiniteLoss, Params, StepInfo, Term, derive_seed, noise
+from zo_core.base import Replayable, Span, Unsupported, no_span
 from zo_core.trajectory import Trajectory, TrajectoryWriter
 
 _PR_SET_PDEATHSIG = 1
@@ -50,6 +56,7 @@ class Run:
         self.on_cuda = cell.spec.device.startswith("cuda")
         self.events = Events(folder)
         self.events.write("start", {"at": now()})
+        self.precision: Precision | None = None
         self.limit: limits.MemoryLimit | None = None
         self.in_use_bytes: int | None = None
         self.monitor = Monitor(self.spec.measure, {})  # until there is a baseline
@@ -61,17 +68,20 @@ class Run:
     def go(self) -> None:
         """Run it all; whatever stops it is raised."""
         _use_threads(self.spec)
-        # Dropout of first-order runs draws from the global stream, and nothing else does.
-        torch.manual_seed(self.spec.seed)
-        self.events.write("environment", environment.read(self.spec.device))
+        self.environment = environment.read(self.spec.device)
+        self.events.write("environment", self.environment)
         self._check_device()
         _warm(self.spec)
         self.monitor = self._monitor()
         with self.monitor.phase("run"):
             self._limit_memory()
             self._load()
-            self._evaluate()
-            self._train()
+            done = self._take_up()
+            self._tell()
+            if done is None or not (self.taken or done.evaluated):
+                self._evaluate()
+            self._train(done)
+        self._digest()
 
     def failure(self, error: BaseException) -> Failure:
         """Describe what stopped the run."""
@@ -87,7 +97,8 @@ class Run:
 
     def measured(self) -> None:
         """Put everything measured so far among the events."""
-        for measurement in self.monitor.measurements():
+        looked = self.precision.measurements() if self.precision else []
+        for measurement in [*self.monitor.measurements(), *looked]:
             self.events.write("measurement", measurement)
 
     def _check_device(self) -> None:
@@ -139,49 +150,98 @@ class Run:
             self.in_use_bytes = torch.cuda.memory_reserved(self.spec.device)
 
     def _load(self) -> None:
-        spec = self.spec
         with self.monitor.phase("load"):
-            loaded = models.load(spec.model, dtype=spec.dtype, device=spec.device, seed=spec.seed)
-            self.task = tasks.build(spec, loaded)
-            self.module = loaded.module
-            self.method: Method = methods.build(spec.method, **spec.options)
-            self.params = Params.of(self.module)
-            self.state = self.method.init(self.params)
-        facts = loaded.facts.model_copy(update={"trained_parameters": self.params.elements})
-        self.events.write("model", facts)
-        self.events.write("task", self.task.facts)
-        self.events.write("declared", Declared(**vars(self.method.cost(self.params))))
+            self.built: Built = build(self.spec)
+            self.state = self.built.method.init(self.built.params)
+        if isinstance(self.built.method, Replayable) and self.spec.measure == "time":
+            self.precision = Precision(self.built.params)
 
-    def _train(self) -> None:
+    def _tell(self) -> None:
+        built = self.built
+        self.events.write("model", built.facts)
+        self.events.write("task", built.task.facts)
+        self.events.write("declared", Declared(**vars(built.method.cost(built.params))))
+
+    def _take_up(self) -> resume.Done | None:
+        """Go to where an earlier try was killed. Not in a memory run: peaks are of one process."""
+        if self.spec.measure == "memory":
+            return None
+        done = resume.take_up(self.folder, self.built.method)
+        if done is None:
+            return None
+        with self.monitor.phase("resume"):
+            self.state = resume.restore_(self.folder, done, self.built.method, self.built.params)
+        self.events = Events(self.folder)  # the file was replaced
+        self.events.write("environment", self.environment)
+        self.taken = done.steps
+        self.train_seconds = done.total("seconds")
+        self.queries, self.backwards = done.total("queries"), done.total("backwards")
+        text = f"an earlier process was killed; this one went on from step {done.steps}"
+        self.events.write("flag", Flag(name="resumed", severity="info", text=text))
+        return done
+
+    def _train(self, done: resume.Done | None) -> None:
         spec = self.spec
-        header = Trajectory(spec.method, dict(spec.options), spec.lr, spec.seed)
-        with TrajectoryWriter(self.folder / TRAJECTORY, header) as trajectory:
-            for step in range(spec.steps):
+        if done is not None and self.taken and self._due() and not done.evaluated:
+            self._evaluate()
+        with self._trajectory(done) as trajectory:
+            for step in range(self.taken, spec.steps):
                 with self.monitor.phase("train"):
                     info = self._step(step)
                 if info.estimate is not None:
-                    trajectory.append(info.estimate, spec.lr)
-                last = self.taken == spec.steps
-                if last or (spec.eval_every and self.taken % spec.eval_every == 0):
+                    trajectory.append(info)
+                self._told(info)
+                if info.estimate is None and spec.save_every and self.taken % spec.save_every == 0:
+                    resume.save(self.folder, self.taken, self.built.params, self.state)
+                if self._due():
                     self._evaluate()
+        self.events.write("measurement", state_bytes.measure(self.state, self.built.params))
+
+    def _due(self) -> bool:
+        every = self.spec.eval_every
+        return self.taken == self.spec.steps or bool(every and self.taken % every == 0)
+
+    def _trajectory(self, done: resume.Done | None) -> TrajectoryWriter:
+        spec = self.spec
+        begun = Trajectory(spec.method, dict(spec.options), spec.lr, spec.seed)
+        if done is not None and isinstance(self.built.method, Replayable):
+            begun = resume.told(self.folder, done)
+        return TrajectoryWriter(self.folder / TRAJECTORY, begun)
 
     def _step(self, step: int) -> StepInfo:
-        batch = self.task.batch(step)
-        objective = Closure(lambda: self.task.loss(self.module, batch))
-        self.module.train(self.method.needs_gradient)
-        self._synchronize()
-        start = time.perf_counter()
-        self.state, info = self.method.step_(
-            self.params,
-            objective,
-            self.state,
-            seed=derive_seed(self.spec.seed, step),
-            lr=self.spec.lr,
-            span=self._span(),
-        )
-        self._synchronize()
-        self._count(info, time.perf_counter() - start)
-        return info
+        built, spec = self.built, self.spec
+        batch, seen = built.task.batch(step), Seen()
+        looked_at = objective(spec, built.task, built.module, batch, seen)
+        built.module.train(built.method.needs_gradient)
+        if built.method.needs_gradient:  # dropout alone draws from the global stream
+            torch.manual_seed(derive_seed(spec.seed, step, "dropout") % 2**63)
+        with self._watched(step) as span:
+            self._synchronize()
+            start = time.perf_counter()
+            self.state, info = built.method.step_(
+                built.params,
+                looked_at,
+                self.state,
+                seed=derive_seed(spec.seed, step),
+                lr=rate(spec, step),
+                span=span,
+            )
+            self._synchronize()
+            self.seconds = time.perf_counter() - start
+        return replace(info, queries=seen.passes(batch))
+
+    @contextmanager
+    def _watched(self, step: int) -> Iterator[Span]:
+        if self.precision is None or not is_watched(step, self.spec.warmup_steps):
+            yield self._span()
+            return
+        with self.precision.step(self._span()) as span:
+            yield span
+
+    def _digest(self) -> None:
+        """Tell what the weights are, so that a replay can be checked against them."""
+        if isinstance(self.built.method, Replayable):
+            self.events.write("weights", {"digest": digest(self.built.params)})
 
     def _synchronize(self) -> None:
         if self.on_cuda:
@@ -192,16 +252,17 @@ class Run:
         # would slow a timed step, their time can't be told apart by phase.
         return no_span if self.on_cuda and self.spec.measure == "time" else self.monitor.phase
 
-    def _count(self, info: StepInfo, seconds: float) -> None:
+    def _told(self, info: StepInfo) -> None:
+        """Count a step, and write it down: after its trajectory, which a resumed run reads."""
         self.taken += 1
-        self.train_seconds += seconds
+        self.train_seconds += self.seconds
         self.queries += info.queries
         self.backwards += info.backwards
         self.events.write(
             "step",
             {
                 "loss": info.losses[0],
-                "seconds": seconds,
+                "seconds": self.seconds,
                 "queries": info.queries,
                 "backwards": info.backwards,
             },
@@ -211,7 +272,7 @@ class Run:
         if not self.spec.eval_examples:
             return
         with self.monitor.phase("evaluate"):
-            seen = self.task.evaluate(self.module)
+            seen = self.built.task.evaluate(self.built.module)
             if not math.isfinite(seen.loss):
                 raise NonFiniteLoss(f"The evaluation loss is {seen.loss}: it diverged; lower lr.")
         evaluation = Evaluation(
@@ -223,6 +284,7 @@ class Run:
             correct=seen.correct,
             loss=seen.loss,
             predictions=seen.predictions,
+            scores=seen.scores,
         )
         self.events.write("evaluation", evaluation)
 
@@ -237,7 +299,10 @@ def _warm(spec: RunSpec) -> None:
     tensor = torch.zeros(1, dtype=getattr(torch, spec.dtype))
     noise.add_(Params([("warm", tensor)]), "gaussian", [Term(0, 1.0)])
     with suppress(UserError):  # loading will say it again, in its phase
-        models.load_shape(spec.model, dtype=spec.dtype, device="meta")
+        shape = models.load_shape(
+            spec.model, dtype=spec.dtype, device="meta", head_classes=tasks.head_classes(spec)
+        )
+        tuning.apply_(shape, spec.tuning, spec.tuning_options, seed=0)
 
 
 class _Ended(BaseException):
@@ -273,7 +338,7 @@ def main(folder: Path, parent: int) -> None:
         run.measured()  # the parent knows why, and writes the record
         return
     except Exception as error:  # why: whatever it is becomes a row of the table
-        if not isinstance(error, UserError):
+        if not isinstance(error, UserError | Unsupported):
             traceback.print_exc()
         reason = failures.first_line(error)
         failure = run.failure(error)

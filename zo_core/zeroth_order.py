@@ -41,6 +41,10 @@ PERTURBERS: dict[str, Perturber] = {
 """By ``restore``: how theta comes back after it was perturbed."""
 
 
+_WRITTEN = 8
+"""Wide numbers an entry that are alive at most while a piece is written."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What every zeroth-order method can be told beside its own options.
@@ -80,6 +84,11 @@ class Settings:
     def writer(self, seed: int, lr: float) -> Writer:
         """Return what writes the step of ``seed``."""
         return Writer(seed, self.rounding, lr * self.weight_decay, self.decay_group)  # type: ignore[arg-type]  # why: picked above
+
+    def scratch_bytes(self, params: Params) -> int:
+        """Bound what writing allocates beside the kernel's own scratch: pieces, or nothing."""
+        plain = self.rounding == "nearest" and not self.weight_decay
+        return 0 if plain else noise.piece_bytes(params, _WRITTEN)
 
     def clipped(self, estimate: GradientEstimate) -> GradientEstimate:
         """Clip every projected gradient to [-clip, clip] (in float32, as it is logged)."""
@@ -191,7 +200,7 @@ class ZerothOrder(Method):
     def cost(self, params: Params) -> Cost:
         """Add up what the parts declare; the noise kernel's scratch comes on top."""
         declared = self.estimator.cost(params, self.settings.perturber) + self.update.cost(params)
-        kernel = noise.scratch_bytes(params)
+        kernel = noise.scratch_bytes(params) + self.settings.scratch_bytes(params)
         return replace(declared, scratch_bytes=declared.scratch_bytes + kernel)
 
     def _move_(

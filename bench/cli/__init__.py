@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from bench.cli import doctor, listing, report, run
+from bench.cli import doctor, listing, replay, report, run
 from bench.records import UserError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("list")(listing.show)
 app.command("report")(report.report)
+app.command("replay")(replay.replay)
 app.command("doctor")(doctor.doctor)
 
 

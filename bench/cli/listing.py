@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import models, suite, tasks
+from bench import models, suite, tasks, tuning
 from zo_core import methods
 
 
@@ -21,13 +21,14 @@ class Kind(StrEnum):
     METHODS = "methods"
     MODELS = "models"
     TASKS = "tasks"
+    TUNINGS = "tunings"
 
 
 def show(
     kind: Annotated[Kind | None, typer.Argument(help="One kind; all of them if left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
-    """List suites, methods, models and tasks."""
+    """List suites, methods, models, tasks and tunings."""
     found = {k.value: _entries(k) for k in Kind if kind in (None, k)}
     if as_json:
         print(json.dumps(found, indent=1))
@@ -42,4 +43,10 @@ def show(
 def _entries(kind: Kind) -> dict[str, str]:
     if kind is Kind.METHODS:
         return {name: f"{title} ({paper})" for name, (title, paper) in methods.titles().items()}
-    return {Kind.SUITES: suite.names, Kind.MODELS: models.names, Kind.TASKS: tasks.names}[kind]()
+    named = {
+        Kind.SUITES: suite.names,
+        Kind.MODELS: models.names,
+        Kind.TASKS: tasks.names,
+        Kind.TUNINGS: tuning.names,
+    }
+    return named[kind]()

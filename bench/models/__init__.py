@@ -35,7 +35,9 @@ def prepare(name: str) -> None:
     resolve(name).prepare()
 
 
-def load(name: str, *, dtype: str, device: str, seed: int) -> LoadedModel:
+def load(
+    name: str, *, dtype: str, device: str, seed: int, head_classes: int | None = None
+) -> LoadedModel:
     """Build the model of one run: evaluation mode, every parameter requires a gradient.
 
     Args:
@@ -44,25 +46,30 @@ def load(name: str, *, dtype: str, device: str, seed: int) -> LoadedModel:
         device: "cpu", "cuda" or "cuda:N". Weights are made there, without a second copy.
         seed: of random weights; a checkpoint ignores it. The same seed gives the same bits on
             the same kind of device. Global random streams are left as they were.
+        head_classes: put a zero classification head with so many classes (``WithHead``) in the
+            place of the model's own head.
 
     Raises:
-        UserError: as ``prepare``; or the checkpoint does not hold all of the model's weights.
+        UserError: as ``prepare``; or the checkpoint does not hold all of the model's weights; or
+            an encoder is asked for without a classification head.
 
     """
     from bench.models.resolve import resolve  # why here: see prepare
 
-    return resolve(name).load(dtype=dtype, device=device, seed=seed)
+    return resolve(name).load(dtype=dtype, device=device, seed=seed, head_classes=head_classes)
 
 
-def load_shape(name: str, *, dtype: str, device: str) -> LoadedModel:
+def load_shape(
+    name: str, *, dtype: str, device: str, head_classes: int | None = None
+) -> LoadedModel:
     """Build the same module, tokenizer and facts as ``load``, with weights that mean nothing.
 
     No weight is read from disk, so it works on ``device="meta"`` and under FakeTensorMode.
 
     Raises:
-        UserError: as ``prepare``.
+        UserError: as ``prepare``; or an encoder is asked for without a classification head.
 
     """
     from bench.models.resolve import resolve  # why here: see prepare
 
-    return resolve(name).load_shape(dtype=dtype, device=device)
+    return resolve(name).load_shape(dtype=dtype, device=device, head_classes=head_classes)

@@ -23,7 +23,7 @@ class Package:
     version: str
     """The one that was tried; named in advice."""
     file: str
-    """A GGUF file in the package's folder."""
+    """In the package's folder: a GGUF file, or a directory in the Hugging Face format."""
     note: str
     """What a reader of results must know about these weights."""
 

@@ -6,10 +6,11 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from bench.models.classes import auto_class, class_options
 from bench.models.loaded import Kind
 from bench.models.own_memory import own_weights_
 from bench.models.quiet import quiet
@@ -35,23 +36,28 @@ def read_config(where: str) -> PretrainedConfig:
 
 
 def kind_of(config: PretrainedConfig, where: str) -> Kind:
-    """Return whether the checkpoint is a causal or a masked language model.
+    """Return whether the checkpoint is a causal or a masked language model, or an encoder.
 
-    Its own ``architectures`` decide: RoBERTa, for one, could be either.
+    Its own ``architectures`` decide: RoBERTa, for one, could be any of them. A bare ``BertModel``
+    of a family with masked language models is an encoder.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of them.
 
     """
-    from transformers import AutoModelForCausalLM  # why here: seconds to import
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM  # why: seconds to import
 
-    if any(a.endswith(("ForMaskedLM", "ForPreTraining")) for a in config.architectures or []):
+    named = config.architectures or []
+    if any(a.endswith(("ForMaskedLM", "ForPreTraining")) for a in named):
         return "masked"
+    bare = any(a.endswith("Model") and "LM" not in a for a in named)
+    if bare and type(config) in AutoModelForMaskedLM._model_mapping:
+        return "encoder"
     if type(config) in AutoModelForCausalLM._model_mapping:
         return "causal"
     raise UserError(
-        f"{where} is a '{config.model_type}' model, neither a causal nor a masked language model. "
-        "Choose one that predicts tokens: zometer list models"
+        f"{where} is a '{config.model_type}' model, neither a causal nor a masked language model "
+        "nor a text encoder. Choose another: zometer list models"
     )
 
 
@@ -67,7 +73,9 @@ def read_tokenizer(where: str) -> PreTrainedTokenizerBase | None:
     return tokenizer
 
 
-def read_weights(where: str, kind: Kind, *, dtype: str, device: str) -> PreTrainedModel:
+def read_weights(
+    where: str, config: PretrainedConfig, kind: Kind, *, dtype: str, device: str
+) -> PreTrainedModel:
     """Load the weights straight to ``device`` in ``dtype``; evaluation mode.
 
     On "meta" the files are fetched and their names checked, and nothing is held.
@@ -77,21 +85,25 @@ def read_weights(where: str, kind: Kind, *, dtype: str, device: str) -> PreTrain
             them at random, and the run would not be of the model it says it is).
 
     """
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM  # why: seconds to import
-
-    auto: Any = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
+    auto = auto_class(kind)
     placing = {} if device == "cpu" else {"device_map": {"": device}}
     # transformers initialises what it then overwrites; seeded keeps the caller's streams.
     random_on = "cpu" if device == "meta" else device
     with _explained(where), quiet(), seeded(0, random_on):
         model, report = auto.from_pretrained(
-            where, dtype=getattr(torch, dtype), output_loading_info=True, **placing
+            where,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            **placing,
+            **class_options(kind, config),
         )
     wrong = sorted(report["missing_keys"]) + [m[0] for m in report["mismatched_keys"]]
     if wrong:
+        what = "an encoder" if kind == "encoder" else f"a {kind} language model"
+        whole = "" if kind == "encoder" else " with its language model head"
         raise UserError(
             f"{where} lacks {len(wrong)} of the model's weights (first: {wrong[0]}), so it can't "
-            f"be run as a {kind} language model. Choose a checkpoint with its language model head."
+            f"be run as {what}. Choose a checkpoint{whole}."
         )
     if device == "cpu":
         own_weights_(model)

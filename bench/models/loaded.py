@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Literal
 from bench.records import ModelFacts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
-Kind = Literal["causal", "masked"]
+Kind = Literal["causal", "masked", "encoder"]
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready for a task."""
 
-    module: PreTrainedModel
-    """In evaluation mode; every parameter requires a gradient."""
+    module: nn.Module
+    """A transformers model, or one under a classification head (``WithHead``). In evaluation mode;
+    every parameter requires a gradient."""
     tokenizer: PreTrainedTokenizerBase | None
     """Absent where the weights are random: there is no vocabulary behind the ids."""
     kind: Kind
-    """Does it predict the next token, or the masked one?"""
+    """Does it predict the next token, or the masked one, or (an encoder) none?"""
     facts: ModelFacts
     context: int
     """Longest sequence it takes, in tokens."""

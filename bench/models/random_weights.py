@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from bench.models.classes import auto_class, class_options
 from bench.models.loaded import Kind
 from bench.models.quiet import quiet
 
@@ -53,11 +54,9 @@ def build(
 
 
 def _skeleton(config: PretrainedConfig, kind: Kind, dtype: str) -> object:
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM  # why: seconds to import
-
-    auto: Any = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
+    auto, options = auto_class(kind), class_options(kind, config)
     with quiet(), torch.device("meta"):
-        return auto.from_config(config, dtype=getattr(torch, dtype)).eval()
+        return auto.from_config(config, dtype=getattr(torch, dtype), **options).eval()
 
 
 def _materialise_(model: nn.Module, device: torch.device) -> None:

@@ -29,10 +29,10 @@ class Source(Protocol):
     def prepare(self) -> None:
         """Do everything slow or one-off."""
 
-    def load(self, *, dtype: str, device: str, seed: int) -> LoadedModel:
+    def load(self, *, dtype: str, device: str, seed: int, head_classes: int | None) -> LoadedModel:
         """Return the model with its weights."""
 
-    def load_shape(self, *, dtype: str, device: str) -> LoadedModel:
+    def load_shape(self, *, dtype: str, device: str, head_classes: int | None) -> LoadedModel:
         """Return the model with weights that mean nothing."""
 
 
@@ -74,15 +74,16 @@ class _Shape:
     def prepare(self) -> None:
         """Nothing is slow: the weights are drawn where they are used."""
 
-    def load(self, *, dtype: str, device: str, seed: int) -> LoadedModel:
+    def load(self, *, dtype: str, device: str, seed: int, head_classes: int | None) -> LoadedModel:
         from transformers import AutoConfig  # why here: seconds to import
 
         config = AutoConfig.for_model(self.entry.family, **(self.entry.config or {}))
-        module = build(config, self.entry.kind, dtype=dtype, device=device, seed=seed)
-        return _loaded(self.entry.name, module, None, self.entry.kind, _Place("", "random"))
+        kind, place = self.entry.kind, _Place("", "random")
+        module = build(config, kind, dtype=dtype, device=device, seed=seed)
+        return _loaded(self.entry.name, module, None, kind, place, head_classes)
 
-    def load_shape(self, *, dtype: str, device: str) -> LoadedModel:
-        return self.load(dtype=dtype, device=device, seed=0)
+    def load_shape(self, *, dtype: str, device: str, head_classes: int | None) -> LoadedModel:
+        return self.load(dtype=dtype, device=device, seed=0, head_classes=head_classes)
 
 
 @dataclass(frozen=True)
@@ -116,21 +117,23 @@ class _Checkpoint:
         config = checkpoint.read_config(place.where)
         checkpoint.read_tokenizer(place.where)
         kind = checkpoint.kind_of(config, self.name)
-        checkpoint.read_weights(place.where, kind, dtype="float32", device="meta")
+        checkpoint.read_weights(place.where, config, kind, dtype="float32", device="meta")
 
-    def load(self, *, dtype: str, device: str, seed: int) -> LoadedModel:
+    def load(self, *, dtype: str, device: str, seed: int, head_classes: int | None) -> LoadedModel:
         place = self.place()
-        kind = checkpoint.kind_of(checkpoint.read_config(place.where), self.name)
-        module = checkpoint.read_weights(place.where, kind, dtype=dtype, device=device)
+        config = checkpoint.read_config(place.where)
+        kind = checkpoint.kind_of(config, self.name)
+        module = checkpoint.read_weights(place.where, config, kind, dtype=dtype, device=device)
         tokenizer = checkpoint.read_tokenizer(place.where)
-        return _loaded(self.name, module, tokenizer, kind, place)
+        return _loaded(self.name, module, tokenizer, kind, place, head_classes)
 
-    def load_shape(self, *, dtype: str, device: str) -> LoadedModel:
+    def load_shape(self, *, dtype: str, device: str, head_classes: int | None) -> LoadedModel:
         place = self.place()
         config = checkpoint.read_config(place.where)
         kind = checkpoint.kind_of(config, self.name)
         module = build(config, kind, dtype=dtype, device=device, seed=0)
-        return _loaded(self.name, module, checkpoint.read_tokenizer(place.where), kind, place)
+        tokenizer = checkpoint.read_tokenizer(place.where)
+        return _loaded(self.name, module, tokenizer, kind, place, head_classes)
 
 
 def _loaded(
@@ -139,9 +142,13 @@ def _loaded(
     tokenizer: PreTrainedTokenizerBase | None,
     kind: Kind,
     place: _Place,
+    head_classes: int | None,
 ) -> LoadedModel:
+    from bench.models.with_head import with_head  # why here: it imports transformers
+
     config = module.config.get_text_config()
-    parameters = list(module.parameters())
+    whole = with_head(module, kind, head_classes, name)
+    parameters = list(whole.parameters())
     numbers = sum(p.numel() for p in parameters)
     facts = ModelFacts(
         name=name,
@@ -153,7 +160,7 @@ def _loaded(
         note=place.note,
     )
     context, pad = _context(config), _pad_id(config, tokenizer)
-    return LoadedModel(module, tokenizer, kind, facts, context, config.vocab_size, pad)
+    return LoadedModel(whole, tokenizer, kind, facts, context, config.vocab_size, pad)
 
 
 def _context(config: PretrainedConfig) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 class Metric:
     """What a number is: its unit, and a definition a reader can check."""
 
-    unit: str  # "B" for bytes, "s" for seconds, "1" for a count
+    unit: str  # "B" for bytes, "s" for seconds, "1" for a count or a share
     definition: str
 
 
@@ -49,5 +49,29 @@ METRICS: dict[str, Metric] = {
     ),
     "phase_seconds": Metric(
         "s", "Wall time spent in the phase, summed over the run, on a monotonic clock."
+    ),
+    "method_state_bytes": Metric(
+        "B",
+        "Bytes of the tensors that the method holds between steps, counted once a storage after "
+        "the last step: optimiser states, anchors, masks. To be compared with what it declares.",
+    ),
+    "estimate_changed_share": Metric(
+        "1",
+        "Share of entries (the first 4,096 of each trained tensor) that an estimate leaves "
+        "changed by rounding, over the watched steps. 0 where weights are restored exactly.",
+    ),
+    "estimate_drift_rms": Metric(
+        "1", "Root mean square of what an estimate leaves those entries changed by, a step."
+    ),
+    "update_changed_share": Metric(
+        "1", "Share of all trained entries that an update changes, over the watched steps."
+    ),
+    "update_rms": Metric(
+        "1", "Root mean square of the change that an update asked for, before rounding."
+    ),
+    "update_surviving_share": Metric(
+        "1",
+        "Part of an update that survives rounding: <done, asked> / <asked, asked> over all "
+        "trained entries of the watched steps. 1 where nothing is lost.",
     ),
 }

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from bench.records.metrics import Metric
-from bench.records.spec import RunSpec
+from bench.records.spec import Objective, RunSpec
 
 SCHEMA_VERSION = 1
 
@@ -83,7 +83,7 @@ class Steps(_Frozen):
     seconds: list[float] | None = None
     """Wall time of each step; absent in a memory run."""
     queries: list[int] = []
-    """Evaluations of the objective."""
+    """Forward passes over a minibatch; an evaluation of an anchor set is as many as it takes."""
     backwards: list[int] = []
     """Backward passes."""
 
@@ -102,11 +102,16 @@ class Evaluation(_Frozen):
     n: int
     """Examples evaluated."""
     correct: int
-    """Examples whose predicted class is the true one."""
+    """Examples answered rightly: the true class or option; of a written answer, an exact match."""
     loss: float
-    """Mean cross-entropy over the label words, in nats."""
+    """Mean cross-entropy in nats: over the classes or options; of written answers, over the tokens
+    of the first right one."""
     predictions: list[int]
-    """Predicted class of each example, in the order of the held-back set."""
+    """Predicted class or option of each example, in the order of the held-back set; empty where
+    answers are written."""
+    scores: list[float] | None = None
+    """Token F1 of each written answer against the best of the right ones, 0 to 1, in the order of
+    the held-back set; absent where an answer is a class or an option."""
 
 
 class ModelFacts(_Frozen):
@@ -137,14 +142,17 @@ class TaskFacts(_Frozen):
     """Where the examples came from."""
     prompt: str | None
     """Name of the prompt; its words and its template stand in the task's file."""
+    objective: Objective | None = None
+    """How examples became a loss, see the spec's field; absent for plain language modelling."""
     labels: list[str]
-    """Label words, by class; empty for a task without classes."""
+    """Label words, by class; empty where answers are written or there are none."""
     train_n: int
     """Training examples used."""
     eval_n: int
     """Held-back examples used."""
     eval_labels: list[int]
-    """True class of each held-back example, in order."""
+    """True class or option of each held-back example, in order; empty where answers are
+    written."""
     eval_digest: str | None
     """SHA-256 (16 digits) of the held-back texts and labels: equal means the same examples."""
     note: str | None = None

@@ -12,6 +12,9 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Ty
 Measure = Literal["memory", "time"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Option = bool | int | float | str
+Objective = Literal["label_words", "options", "answer", "head"]
+Score = Literal["cross_entropy", "accuracy", "f1"]
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 def _bytes(value: object) -> object:
@@ -45,7 +48,11 @@ class RunSpec(BaseModel):
     method: str
     """A file of ``zo_core/methods``."""
     lr: Annotated[float, Field(ge=0)] = 0.0
-    """Learning rate, constant over the run."""
+    """Learning rate; the highest one where ``lr_schedule`` changes it."""
+    lr_schedule: Schedule = "constant"
+    """``linear`` and ``cosine`` fall to 0 at the last step."""
+    lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """First steps over which the rate rises linearly from 0."""
     options: dict[str, Option] = {}
     """The method's own settings, such as ``eps``."""
     model: str
@@ -55,12 +62,37 @@ class RunSpec(BaseModel):
     """A file of ``bench/tasks``."""
     prompt: str | None = None
     """One of the task's prompts; its default where absent."""
+    objective: Objective | None = None
+    """How examples become a loss; the task's first one that suits the model where absent.
+    ``label_words``: cross-entropy over one token a class. ``options``: over the mean
+    log-likelihoods of whole answers. ``answer``: teacher forcing on the tokens of the right
+    answer. ``head``: a linear head on the model, which starts at zero."""
+    score: Score = "cross_entropy"
+    """What is minimised. ``accuracy`` and ``f1`` stand for one minus themselves; they have no
+    gradient, so zeroth-order methods alone can take them."""
+    demonstrations: Annotated[int, Field(ge=0)] = 0
+    """Solved training examples put before each question (in-context learning)."""
+    tuning: str = "full"
+    """What is trained: a file of ``bench/tuning``."""
+    tuning_options: dict[str, Option] = {}
+    """Settings of the tuning, such as ``r`` of ``lora``."""
     dtype: Dtype = "float32"
     """Of the weights and of the arithmetic."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     """``cpu``, ``cuda`` or ``cuda:N``."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Examples a step sees."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Examples in one forward pass; all at once where absent. Losses are averaged over a step (and
+    gradients of first-order methods accumulated) weighted by size."""
+    anchor_examples: Annotated[int, Field(ge=1)] | None = None
+    """Size of the anchor set of a variance-reduced method: the first so many training examples;
+    all ``train_examples`` where absent."""
+    autocast: Literal["bfloat16"] | None = None
+    """Arithmetic of matrix products where ``dtype`` is float32: mixed precision with float32
+    master weights. (float16 would need loss scaling, and is not offered.)"""
+    checkpointing: bool = False
+    """Activation checkpointing of first-order methods: forward again instead of keeping."""
     seq_len: Annotated[int, Field(ge=1)] = 64
     """Longest sequence, in tokens: text is cut to fit, a prompt never."""
     steps: Annotated[int, Field(ge=0)]
@@ -73,6 +105,9 @@ class RunSpec(BaseModel):
     """Held-back examples to evaluate on, the same ones for every run; 0 evaluates nothing."""
     eval_every: Annotated[int, Field(ge=0)] = 0
     """Evaluate after every so many steps, besides before the first and after the last."""
+    save_every: Annotated[int, Field(ge=0)] = 0
+    """Save weights and state after every so many steps, so that a killed run resumes from there.
+    A zeroth-order run needs none: it resumes from its trajectory."""
     eval_batch_size: Annotated[int, Field(ge=1)] = 16
     """Examples evaluated at a time."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

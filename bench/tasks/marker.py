@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bench.models import LoadedModel
 from bench.records import RunSpec, TaskFacts, UserError
+from bench.records.spec import Objective
 from bench.tasks.kit.values import Task
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ _FIRST_FILLER = 9
 _SHORTEST, _LONGEST = 5, 8
 _FILLERS = 64
 _COPIES = 4
+OBJECTIVES: tuple[Objective, ...] = ("label_words", "options", "answer", "head")
+CLASSES = 2
+
 _HELD_BACK = 1000
 
 
@@ -35,12 +39,15 @@ def build(spec: RunSpec, loaded: LoadedModel) -> Task:
     """Return the task of one run, for any model with 73 tokens or more.
 
     Raises:
-        UserError: the run wants a prompt, or ``seq_len`` is below 8 or beyond the model.
+        UserError: the run wants a prompt, ``seq_len`` is below 8 or beyond the model, or the
+            objective does not suit the model or the score.
 
     """
-    from bench.tasks.kit.classification import digest, refuse_prompt, refuse_too_long  # why: torch
-    from bench.tasks.kit.label_words import LabelWords
+    # Why here: they import torch, and `zometer list tasks` reads this file.
+    from bench.tasks.kit.assemble import choice, digest, refuse_prompt, refuse_too_long
+    from bench.tasks.kit.objective import choose
 
+    objective = choose(spec, OBJECTIVES, loaded)
     refuse_prompt(spec)
     refuse_too_long(spec, loaded)
     if spec.seq_len < _LONGEST:
@@ -50,6 +57,7 @@ def build(spec: RunSpec, loaded: LoadedModel) -> Task:
     facts = TaskFacts(
         name=spec.task,
         source="made up",
+        objective=objective,
         prompt=None,
         labels=[f"token {answer}" for answer in _ANSWERS],
         train_n=len(train),
@@ -57,7 +65,7 @@ def build(spec: RunSpec, loaded: LoadedModel) -> Task:
         eval_labels=[e.label for e in heldback],
         eval_digest=digest([(e.ids, e.label) for e in heldback]),
     )
-    return LabelWords(facts, spec, loaded, train, heldback, _ANSWERS)
+    return choice(facts, spec, loaded, train, heldback, _ANSWERS)
 
 
 def _example(part: str, index: int) -> Encoded:
@@ -69,4 +77,5 @@ def _example(part: str, index: int) -> Encoded:
     ids = [draw.randrange(_FIRST_FILLER, _FIRST_FILLER + _FILLERS) for _ in range(length - 1)]
     for at in draw.sample(range(length - 1), _COPIES):
         ids[at] = _MARKERS[label]
-    return Encoded((*ids, _QUESTION), label, length - 1)
+    asked = (*ids, _QUESTION)
+    return Encoded(asked, label, length - 1, tuple(((*asked, a), 1) for a in _ANSWERS))

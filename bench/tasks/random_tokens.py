@@ -13,71 +13,42 @@ from typing import TYPE_CHECKING
 
 from bench.models import LoadedModel
 from bench.records import RunSpec, TaskFacts, UserError
-from bench.tasks.kit.values import Batch, Evaluated
+from bench.records.spec import Objective
+from bench.tasks.kit.values import Batch, Evaluated, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 TITLE = "random tokens of exactly seq_len: memory and time of any model, nothing to evaluate"
+OBJECTIVES: tuple[
+    Objective, ...
+] = ()  # the loss is language modelling, whatever the objective is for other tasks
 
 _SPECIAL = 4  # ids of padding, begin and end in OPT, LLaMA and RoBERTa are below; never drawn
 
 
-@dataclass(frozen=True)
-class RandomTokens:
-    """A ``Task`` without evaluation. Sequence i is a function of (seed, i) alone."""
-
-    facts: TaskFacts
-    spec: RunSpec
-    loaded: LoadedModel
-
-    def batch(self, step: int) -> Batch:
-        """See ``Task.batch``. Always (batch_size, seq_len), unless the train set is smaller."""
-        import torch  # why here: `zometer list tasks` reads this file
-
-        from bench.tasks.kit.forward import IGNORED
-        from bench.tasks.kit.order import batch_indices
-
-        spec = self.spec
-        chosen = batch_indices(spec.train_examples, spec.batch_size, spec.seed, step)
-        rows = [self._sequence(i) for i in chosen]
-        causal = self.loaded.kind == "causal"
-        asked = [[*row[1:], IGNORED] for row in rows] if causal else rows
-        input_ids = torch.tensor(rows, dtype=torch.int64, device=spec.device)
-        targets = torch.tensor(asked, dtype=torch.int64, device=spec.device)
-        return Batch(chosen, input_ids, targets)
-
-    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        """See ``Task.loss``. Scratch: logits of all B * T positions, in float32."""
-        from bench.tasks.kit.forward import token_loss  # why here: it imports torch
-
-        return token_loss(module, self.loaded.kind, batch)
-
-    def evaluate(self, module: nn.Module) -> Evaluated:
-        """Raise: there is nothing to evaluate."""
-        raise ValueError("random tokens have nothing to evaluate")
-
-    def _sequence(self, index: int) -> list[int]:
-        draw = random.Random(f"tokens {self.spec.seed} {index}")
-        return draw.choices(range(_SPECIAL, self.loaded.vocabulary), k=self.spec.seq_len)
-
-
-def build(spec: RunSpec, loaded: LoadedModel) -> RandomTokens:
-    """Return the task of one run.
+def build(spec: RunSpec, loaded: LoadedModel) -> Task:
+    """Return the task of one run, for any language model.
 
     Raises:
-        UserError: the run wants an evaluation or a prompt, or sequences the model can't take.
+        UserError: the run wants an evaluation, a prompt, an objective or another score, or
+            ``seq_len`` is beyond the model.
 
     """
-    from bench.tasks.kit.classification import refuse_prompt, refuse_too_long  # why: torch
+    # Why here: they import torch, and `zometer list tasks` reads this file.
+    from bench.tasks.kit.assemble import refuse_prompt, refuse_too_long
+    from bench.tasks.kit.objective import refuse_score, refuse_unoffered
+    from bench.tasks.kit.sampled import SampledTask
 
-    refuse_prompt(spec)
-    refuse_too_long(spec, loaded)
     if spec.eval_examples:
         raise UserError(
             f"Task 'random_tokens' has nothing to evaluate: eval_examples must be 0, not "
             f"{spec.eval_examples}."
         )
+    refuse_unoffered(spec, OBJECTIVES)
+    refuse_score(spec, ["cross_entropy"])
+    refuse_prompt(spec)
+    refuse_too_long(spec, loaded)
     if spec.seq_len < 2 and loaded.kind == "causal":
         raise UserError("Task 'random_tokens' asks for the next token: seq_len must be 2 or more.")
     facts = TaskFacts(
@@ -90,4 +61,40 @@ def build(spec: RunSpec, loaded: LoadedModel) -> RandomTokens:
         eval_labels=[],
         eval_digest=None,
     )
-    return RandomTokens(facts, spec, loaded)
+    tokens = RandomTokens(spec, loaded)
+    return SampledTask(facts, spec, tokens.collate, tokens.losses, _evaluate)
+
+
+@dataclass(frozen=True)
+class RandomTokens:
+    """The sequences of one run; sequence i is a function of (seed, i) alone."""
+
+    spec: RunSpec
+    loaded: LoadedModel
+
+    def collate(self, chosen: tuple[int, ...]) -> Batch:
+        """Return the batch of the sequences with these indices, (B, seq_len)."""
+        import torch  # why here: see build
+
+        from bench.tasks.kit.forward import IGNORED
+
+        rows = [self._sequence(i) for i in chosen]
+        causal = self.loaded.kind == "causal"
+        asked = [[*row[1:], IGNORED] for row in rows] if causal else rows
+        input_ids = torch.tensor(rows, dtype=torch.int64, device=self.spec.device)
+        targets = torch.tensor(asked, dtype=torch.int64, device=self.spec.device)
+        return Batch(chosen, input_ids, targets)
+
+    def losses(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Return each sequence's mean over its tokens. Scratch: (B, T, V) in float32."""
+        from bench.tasks.kit.forward import token_losses  # why here: it imports torch
+
+        return token_losses(module, self.loaded.kind, batch)
+
+    def _sequence(self, index: int) -> list[int]:
+        draw = random.Random(f"tokens {self.spec.seed} {index}")
+        return draw.choices(range(_SPECIAL, self.loaded.vocabulary), k=self.spec.seq_len)
+
+
+def _evaluate(module: nn.Module) -> Evaluated:
+    raise ValueError("random tokens have nothing to evaluate")

@@ -7,9 +7,11 @@ its test labels. Needs the hub ``stanfordnlp/sst2``, or a copy of its files belo
 
 from __future__ import annotations
 
-from bench.tasks.kit.order import shuffled
-from bench.tasks.kit.sources import hub_rows, hub_source
-from bench.tasks.kit.values import Examples
+from collections.abc import Iterable
+from typing import Any
+
+from bench.tasks.kit.sources import hub_examples, labelled
+from bench.tasks.kit.values import Example, Examples
 from bench.tasks.mr import DEFAULT_PROMPT, PROMPTS
 
 __all__ = ["DEFAULT_PROMPT", "PROMPTS", "TITLE", "load_examples"]
@@ -26,6 +28,8 @@ def load_examples() -> Examples:
         UserError: the data set can't be had.
 
     """
-    train = shuffled(hub_rows(_HUB, "train", "sentence"), "sst2")
-    heldback = shuffled(hub_rows(_HUB, "validation", "sentence"), "sst2")
-    return Examples(train, heldback, hub_source(_HUB))
+    return hub_examples(_HUB, ["sentence", "label"], _sentences, task="sst2")
+
+
+def _sentences(rows: Iterable[dict[str, Any]]) -> list[Example]:
+    return labelled(rows, "sentence")

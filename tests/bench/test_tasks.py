@@ -27,6 +27,18 @@ def build(loaded, task="marker", **fields):
     return tasks.build(RunSpec(method="mezo", model="any", task=task, **given), loaded)
 
 
+def rows(task):
+    return task.collate.args[0]
+
+
+def heldback(task):
+    return task.evaluator.args[1]
+
+
+def candidates(task):
+    return task.evaluator.args[0].candidates
+
+
 def copies(batch):
     return {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in vars(batch).items()}
 
@@ -115,16 +127,14 @@ def test_padding_changes_nothing(loaded):
     assert batch.attention_mask is not None and (batch.attention_mask == 0).any()
     with torch.inference_mode():
         together = task.loss(loaded.module, batch)
-        single = [
-            task.loss(loaded.module, task._collate(task.train, (i,))) for i in batch.examples
-        ]
+        single = [task.loss(loaded.module, task.collate((i,))) for i in batch.examples]
     assert together.item() == pytest.approx(sum(s.item() for s in single) / 16, abs=1e-5)
 
 
 def test_nothing_padded_means_no_mask_and_no_positions(loaded):
     task = build(loaded)
-    same = [i for i, row in enumerate(task.train) if len(row.ids) == 8][:4]
-    batch = task._collate(task.train, tuple(same))
+    same = [i for i, row in enumerate(rows(task)) if len(row.ids) == 8][:4]
+    batch = task.collate(tuple(same))
     assert batch.attention_mask is None and batch.position_ids is None
     assert build(loaded, "random_tokens").batch(0).attention_mask is None
 
@@ -132,10 +142,10 @@ def test_nothing_padded_means_no_mask_and_no_positions(loaded):
 def test_label_word_loss_is_the_textbook_formula(loaded):
     task = build(loaded, batch_size=1)
     batch = task.batch(0)
-    row = task.train[batch.examples[0]]
+    row = rows(task)[batch.examples[0]]
     with torch.inference_mode():
         logits = loaded.module(torch.tensor([row.ids])).logits[0, row.answer_at]
-        expected = F.cross_entropy(logits[list(task.candidates)], torch.tensor(row.label))
+        expected = F.cross_entropy(logits[list(candidates(task))], torch.tensor(row.label))
         assert torch.isclose(task.loss(loaded.module, batch), expected, atol=1e-6)
 
 
@@ -162,9 +172,9 @@ def test_evaluation_counts_in_the_order_of_the_held_back_set(loaded):
     assert result.n == task.facts.eval_n == len(result.predictions) == 50
     expected, losses = [], []
     with torch.inference_mode():
-        for row in task.heldback:
+        for row in heldback(task):
             logits = loaded.module(torch.tensor([row.ids])).logits[0, row.answer_at]
-            chosen = logits[list(task.candidates)]
+            chosen = logits[list(candidates(task))]
             expected.append(int(chosen.argmax()))
             losses.append(F.cross_entropy(chosen, torch.tensor(row.label)).item())
     assert result.predictions == expected
@@ -187,7 +197,7 @@ def test_evaluation_restores_the_mode_and_leaves_no_gradient(loaded):
 
 def test_held_back_set_is_the_same_for_every_seed(loaded):
     few, many = build(loaded, eval_examples=20), build(loaded, eval_examples=30, seed=4)
-    assert few.heldback == many.heldback[:20]
+    assert heldback(few) == heldback(many)[:20]
     assert few.facts.eval_labels == many.facts.eval_labels[:20]
     assert few.facts.eval_digest != many.facts.eval_digest
     assert few.facts.eval_digest == build(loaded, eval_examples=20, seed=9).facts.eval_digest

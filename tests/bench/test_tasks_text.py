@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 from bench import models
 from bench.records import RunSpec, UserError
 from bench.tasks import mr
-from bench.tasks.kit.classification import classification
-from bench.tasks.kit.values import Example, Examples, Prompt
+from bench.tasks.kit.objective import CLASSIFICATION
+from bench.tasks.kit.text import text_task
+from bench.tasks.kit.values import Example, Examples, Prompt, TaskFile
 
 TOKENIZER = Path(__file__).parent / "fixtures" / "tiny_tokenizer"
 TEXTS = ["the film was good", "bad", "it was long and dull " * 30, "x" * 300, ""]
@@ -42,24 +43,34 @@ def roberta():
 def build(loaded, prompts=mr.PROMPTS, **fields):
     given = {"seq_len": 24, "batch_size": 8, "steps": 1, "eval_examples": 1} | fields
     spec = RunSpec(method="mezo", model="any", task="mr", **given)
-    return classification(spec, loaded, EXAMPLES, prompts, "it_was")
+    return text_task(spec, loaded, file(prompts), EXAMPLES)
+
+
+def file(prompts=mr.PROMPTS):
+    return TaskFile(prompts, "it_was", CLASSIFICATION, ("text",))
+
+
+def rows(task):
+    return task.collate.args[0]
 
 
 @pytest.mark.parametrize("prompt", list(mr.PROMPTS))
 def test_causal_prompts_end_where_the_answer_begins(opt, prompt):
     task = build(opt, prompt=prompt)
     end = {"it_was": " It was", "sentiment": "Sentiment:"}[prompt]
-    for row in task.train:
+    for row in rows(task):
         assert len(row.ids) <= 24 and row.answer_at == len(row.ids) - 1
         assert row.ids[0] == 2  # </s>, as OPT's tokenizer adds
         assert opt.tokenizer.decode(row.ids).endswith(end)
-    assert opt.tokenizer.decode(list(task.candidates)) == "".join(mr.PROMPTS[prompt].words)
+    assert opt.tokenizer.decode(list(task.evaluator.args[0].candidates)) == "".join(
+        mr.PROMPTS[prompt].words
+    )
 
 
 @pytest.mark.parametrize("prompt", list(mr.PROMPTS))
 def test_masked_prompts_keep_their_mask_and_their_end(roberta, prompt):
     task = build(roberta, prompt=prompt)
-    for row in task.train:
+    for row in rows(task):
         assert len(row.ids) <= 24 and (row.ids[0], row.ids[-1]) == (0, 2)
         assert row.ids[row.answer_at] == roberta.tokenizer.mask_token_id
         assert list(row.ids).count(roberta.tokenizer.mask_token_id) == 1
@@ -67,7 +78,7 @@ def test_masked_prompts_keep_their_mask_and_their_end(roberta, prompt):
 
 def test_text_is_cut_between_words_and_only_where_it_must_be(opt):
     task = build(opt)
-    short, _, long, one_word, nothing = (opt.tokenizer.decode(r.ids[1:]) for r in task.train)
+    short, _, long, one_word, nothing = (opt.tokenizer.decode(r.ids[1:]) for r in rows(task))
     assert short == "the film was good It was"
     kept = long.removesuffix(" It was")
     assert TEXTS[2].startswith(kept + " ") and len(kept) > 20
@@ -78,7 +89,7 @@ def test_text_is_cut_between_words_and_only_where_it_must_be(opt):
 def test_text_that_looks_like_the_mask_is_not_the_mask(roberta):
     examples = Examples([Example("a <mask> film {text} </s>", 0)], [], "ours")
     spec = RunSpec(method="mezo", model="any", task="mr", steps=1, seq_len=40)
-    row = classification(spec, roberta, examples, mr.PROMPTS, "it_was").train[0]
+    row = rows(text_task(spec, roberta, file(), examples))[0]
     assert list(row.ids).count(roberta.tokenizer.mask_token_id) == 1
 
 
@@ -107,9 +118,7 @@ def test_padding_changes_no_prediction(which, request):
     batch = task.batch(0)
     with torch.inference_mode():
         together = task.loss(loaded.module, batch).item()
-        single = [
-            task.loss(loaded.module, task._collate(task.train, (i,))) for i in batch.examples
-        ]
+        single = [task.loss(loaded.module, task.collate((i,))) for i in batch.examples]
     assert together == pytest.approx(sum(s.item() for s in single) / len(single), abs=1e-5)
 
 

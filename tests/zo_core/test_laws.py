@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
+import math
 import random
 
 import numpy as np
@@ -20,16 +22,180 @@ from zo_core import (
     derive_seed,
     directions,
     methods,
-    sample,
+    noise,
 )
+from zo_core.base import Replayable, no_span
+from zo_core.blocks import blocks
 from zo_core.perturbers.in_place import DRIFT_ULPS
 from zo_core.trajectory import TrajectoryWriter
-from zo_core.zeroth_order import ZerothOrder
+from zo_core.zeroth_order import ZerothOrder, look
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 METHODS = methods.names()
-ZEROTH = [n for n in METHODS if isinstance(methods.build(n), ZerothOrder)]
-TRAINS = [n for n in METHODS if n != "zero_shot"]
+
+VARIANTS: dict[str, list[dict]] = {
+    "mezo_momentum": [{"storage": "replay", "window": 3}, {"weight_decay": 0.1}],
+    "mezo_adam": [
+        {"storage": "replay", "window": 3},
+        {"rounding": "stochastic", "weight_decay": 0.1, "decay_group": "all"},
+    ],
+    "zo_sign": [{"weight_decay": 0.1}],
+    "lozo": [{"rank": 1}, {"rank": 1, "interval": 2, "restore": "exact"}],
+    "hizoo": [{"smoothing": 1e-3}, {"smoothing": 1e-3, "restore": "exact"}],
+    "fzoo": [{"candidates": 4, "distribution": "gaussian"}, {"clip": 0.5}],
+    "meazo": [{"beta": 0.9, "clip": 2.0}],
+    "mezo": [{"rounding": "stochastic"}, {"weight_decay": 0.1}, {"clip": 2.0}],
+    "mezo_n_spsa": [{"samples": 2, "growth_steps": 2, "scale_lr": True}],
+    "mezo_block": [
+        {"unbiased": True, "weight_decay": 0.1},
+        {"order": "cyclic", "blocks_per_step": 2, "rounding": "stochastic"},
+    ],
+    "mezo_variance_modified": [{"scale": "gradient_norm"}],
+    "mezo_expectation_modified": [{"scale": "gradient_norm"}, {"rounding": "stochastic"}],
+    "mezo_svrg": [
+        {"storage": "dense"},
+        {"period": 3, "anneal": 3.0, "anneal_every": 2},
+        {"storage": "dense", "period": 4, "weight_decay": 0.1, "restore": "exact"},
+        {"clip": 2.0},
+    ],
+    "mezo_svrg_released": [
+        {"period": 3, "anneal": 3.0, "anneal_every": 2},
+        {"rounding": "stochastic", "weight_decay": 0.1},
+        {"clip": 2.0},
+    ],
+    "sparse_mezo": [
+        {"storage": "packed", "rounding": "stochastic"},
+        {"storage": "packed", "refresh": 3},
+        {"storage": "dense"},
+    ],
+    "random_mask_mezo": [{"resample": False}, {"rounding": "stochastic"}],
+    "static_sparse_mezo": [
+        {"trained_fraction": 0.25, "rounding": "stochastic"},
+        {"trained_fraction": 0.25, "criterion": "smallest"},
+    ],
+    "zo_conservative": [{"rounding": "stochastic", "weight_decay": 0.1}, {"clip": 2.0}],
+    "ft_sgd": [{"weight_decay": 0.1}],
+    "ft_sgd_momentum": [{"weight_decay": 0.1, "decay_group": "all"}],
+    "ft_adamw": [{"weight_decay": 0.1}],
+    "ft_adamw_8bit": [{"weight_decay": 0.1}],
+    "forward_gradient": [
+        {"distribution": "rademacher", "rounding": "stochastic"},
+        {"weight_decay": 0.1},
+        {"clip": 2.0},
+    ],
+}
+"""Options, beside the defaults, under which a method must keep the laws as well."""
+
+IN_FLOAT16: dict[str, dict] = {"ft_adamw": {"adam_eps": 0.01}, "linear_probe": {"adam_eps": 0.01}}
+"""Options without which a method refuses float16 weights."""
+
+REFUSED = {("ft_adamw_8bit", torch.float64): "its kernel takes float32 and less"}
+
+TRAINS_NOTHING = ("zero_shot", "in_context_learning")
+
+
+def biased(name: str, options: dict) -> bool:
+    return bool(importlib.import_module(f"zo_core.methods.{name}").BIAS) or "clip" in options
+
+
+EXPECTED = {
+    "hizoo": None,
+    "fzoo": None,
+    "mezo_block": lambda gradient, p, method: gradient * share_of_blocks(p, method),
+    "mezo_expectation_modified": lambda gradient, p, method: gradient / block_scales(p, method),
+    "sparse_mezo": lambda gradient, p, method: gradient * trained_share(p, method),
+    "random_mask_mezo": lambda gradient, p, method: gradient * trained_share(p, method),
+    "static_sparse_mezo": lambda gradient, p, method: gradient * trained_share(p, method),
+}
+"""Method -> what its estimate is the mean of, given (gradient, problem, method): (d,) float64.
+
+A method whose ``BIAS`` is not empty says here what it estimates instead; None: tested elsewhere.
+"""
+
+LAW_1_OPTIONS: dict[str, dict] = {
+    "lozo": {"interval": 1},
+    "mezo_svrg": {"period": 1},
+    "sparse_mezo": {"restore": "exact"},  # the entry at the threshold drifts across it
+}
+"""Options under which draws are independent of each other, for the first law alone."""
+
+
+def share_of_blocks(p, method) -> float:
+    chosen = method.estimator
+    return 1.0 if chosen.unbiased else chosen.blocks_per_step / len(blocks(p.params))
+
+
+def block_scales(p, method) -> torch.Tensor:
+    """Return D for every entry, as the draws of the first law come by it: shape (d,)."""
+    first = next(iter(estimates(method, p, 1)))
+    d = dict(zip(blocks(p.params), first.extra or method.estimator.init(p.params), strict=True))
+    by_key = {key: value for block, value in d.items() for key in block.keys}
+    return torch.cat([torch.full((t.tensor.numel(),), by_key[t.key]) for t in p.params]).double()
+
+
+def trained_share(p, method, first_seed: int = derive_seed(11, 0)) -> torch.Tensor:
+    """Return the chance of every entry to be moved by a masked method: shape (d,), float64.
+
+    ``first_seed`` is that of the first step; the first law's by default.
+    """
+    support = method.estimator.support
+    shares = []
+    for param in p.params:
+        size = param.tensor.detach().abs().reshape(-1)
+        count = math.ceil(support.trained_fraction * len(size))
+        if hasattr(support, "resample"):
+            coins = noise.reference.sample(
+                "uniform", derive_seed(first_seed, "mask"), param.key, len(size)
+            )
+            share = (coins < support.trained_fraction).double()
+            shares.append(torch.full_like(share, 0.25) if support.resample else share)
+        elif getattr(support, "criterion", "smallest") == "largest":
+            shares.append((size >= size.sort().values[-count]).double())
+        else:
+            shares.append((size <= size.sort().values[count - 1]).double())
+    return torch.cat(shares)
+
+
+def least_loss(p, method) -> float:
+    """Return what training can bring the loss down to: 0, but where entries are frozen."""
+    if not hasattr(getattr(method, "estimator", None), "support"):
+        return 0.0
+    moves = trained_share(p, method, derive_seed(0, 0)) > 0
+    bounds = torch.full((len(moves),), math.inf, dtype=torch.float64)
+    if hasattr(method.estimator.support, "refresh"):  # what grows past the threshold freezes
+        at = 0
+        for param in p.params:
+            end = at + param.tensor.numel()
+            bounds[at:end] = p.flat()[at:end].abs()[moves[at:end]].max()
+            at = end
+    return p.least(moves, bounds)
+
+
+def requires(name: str) -> tuple[str, ...]:
+    return getattr(importlib.import_module(f"zo_core.methods.{name}"), "REQUIRES", ())
+
+
+def cases(kind: type = object) -> list:
+    """Return (name, options) of every method, restore and variant."""
+    found = []
+    for name in METHODS:
+        method = methods.build(name)
+        if not isinstance(method, kind):
+            continue
+        missing = [p for p in requires(name) if importlib.util.find_spec(p) is None]
+        marks = pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+        variants = [{}, *VARIANTS.get(name, [])]
+        if isinstance(method, Replayable):
+            variants.append({"restore": "exact"})
+        for options in variants:
+            label = ",".join(f"{k}={v}" for k, v in options.items())
+            id_ = f"{name}[{label}]" if label else name
+            found.append(pytest.param(name, options, id=id_, marks=marks))
+    return found
+
+
+ALL, ZEROTH, REPLAYABLE = cases(), cases(ZerothOrder), cases(Replayable)
+TRAINS = [c for c in ALL if c.id not in TRAINS_NOTHING]
 
 
 def build(name: str, **options):
@@ -37,33 +203,58 @@ def build(name: str, **options):
 
 
 def flat_estimate(estimate: GradientEstimate, params: Params) -> torch.Tensor:
-    """Return g as a flat float64 tensor."""
-    zeros = [(p.name, torch.zeros(p.tensor.shape, dtype=torch.float64)) for p in params]
-    estimate.distribution.add_(Params(zeros), estimate.terms)
-    return torch.cat([t.reshape(-1) for _, t in zeros])
+    """Return g as a flat float64 tensor: what adding it to a copy of theta changes."""
+    copies = Params((p.name, p.tensor.detach().double().clone()) for p in params)
+    estimate.distribution.add_(copies, estimate.terms)
+    parts = [
+        (c.tensor - p.tensor.detach()).reshape(-1) for c, p in zip(copies, params, strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def estimates(method, p, draws):
+    """Return estimates at a theta that is not moved; the state goes on."""
+    state = method.estimator.init(p.params)
+    for draw in range(draws):
+        plan = method.estimator.plan(p.params, derive_seed(11, draw), state)
+        losses = look(method.settings.perturber, p.params, p.objective, plan, no_span)
+        estimate = method.settings.clipped(method.estimator.estimate(plan, losses, state))
+        state = method.estimator.advance(p.params, plan, estimate, state)
+        state = method.estimator.moved(state, ())
+        yield estimate
 
 
 def standard_errors(name, problem, draws=1500, wrong=lambda e: e, **options):
-    """Return the largest distance of the mean estimate from the gradient, in standard errors."""
+    """Return the largest distance of the mean estimate from its law, in standard errors."""
     p = problem(torch.float64)
     method = build(name, **options)
-    state = method.estimator.init(p.params)
-    estimates = []
-    for draw in range(draws):
-        seed = derive_seed(11, draw)
-        estimate, state = method.estimator.estimate(p.params, p.objective, seed, state)
-        estimates.append(flat_estimate(wrong(estimate), p.params))
-    g = torch.stack(estimates)
-    return ((g.mean(0) - p.gradient()).abs() / (g.std(0) / draws**0.5)).max()
+    g = torch.stack([flat_estimate(wrong(e), p.params) for e in estimates(method, p, draws)])
+    expected = p.gradient()
+    if biased(name, options):
+        expected = EXPECTED[name](expected, p, method)
+    spread = g.std(0) / draws**0.5 + 1e-12
+    return ((g.mean(0) - expected).abs() / spread).max()
 
 
 # 1 -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name,options", ZEROTH)
+def test_mean_of_estimates_is_what_it_should_be(name, options, problem):
+    if "clip" in options or (biased(name, options) and EXPECTED.get(name, 0) is None):
+        pytest.skip("biased by design, in a way that a test of its own tells")
+    assert standard_errors(name, problem, **{**options, **LAW_1_OPTIONS.get(name, {})}) < 4
+
+
 @pytest.mark.parametrize("distribution", directions.names())
-@pytest.mark.parametrize("name", ZEROTH)
-def test_mean_of_estimates_is_the_gradient(name, distribution, problem):
-    assert standard_errors(name, problem, distribution=distribution) < 4
+def test_mean_of_estimates_is_the_gradient_for_every_distribution(distribution, problem):
+    assert standard_errors("mezo", problem, distribution=distribution) < 4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_biased_says_what_it_estimates(name):
+    if biased(name, {}) and isinstance(build(name), ZerothOrder):
+        assert name in EXPECTED
 
 
 def test_the_first_law_bites(problem):
@@ -99,36 +290,61 @@ def test_directions_have_unit_covariance(distribution):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ZEROTH)
-def test_estimate_leaves_theta_as_found(name, dtype, problem):
-    p, eps = problem(dtype), 1e-2
-    before = {n: t.clone() for n, t in p.tensors.items()}
-    method = build(name, eps=eps)
-    method.estimator.estimate(p.params, p.objective, 3, method.estimator.init(p.params))
-    for param in p.params:
-        z = sample("gaussian", 3, param.key, param.tensor.numel()).view(param.tensor.shape)
-        largest = before[param.name].abs().double() + eps * z.abs()
-        ulp = torch.finfo(dtype).eps * 2 ** torch.log2(largest).floor()
-        drift = (param.tensor.double() - before[param.name].double()).abs()
-        assert (drift <= DRIFT_ULPS * ulp).all()
+@pytest.mark.parametrize("name,options", ZEROTH)
+def test_estimate_leaves_theta_as_found(name, options, dtype, problem):
+    p = problem(dtype)
+    before = {n: t.detach().clone() for n, t in p.tensors.items()}
+    largest = {n: t.abs().double() for n, t in before.items()}
+    method = build(name, **options)
+    state = method.estimator.init(p.params)
+    for step in range(3):  # an estimator may look elsewhere in its second step
+        plan = method.estimator.plan(p.params, step, state)
+        losses = look(method.settings.perturber, p.params, p.objective, plan, no_span)
+        estimate = method.estimator.estimate(plan, losses, state)
+        for one in plan.looks:
+            for point in one.points:
+                away = Params((n, t.double().clone()) for n, t in before.items())
+                one.distribution.add_(away, point)
+                for param in away:
+                    there = largest[param.name]
+                    torch.maximum(there, param.tensor.abs(), out=there)
+        looks = sum(len(one.points) + 1 for one in plan.looks) / 3 * (step + 1)
+        for param in p.params:
+            now, was = param.tensor.detach(), before[param.name]
+            if method.settings.perturber.exact:
+                assert torch.equal(now, was)
+            ulp = torch.finfo(dtype).eps * 2 ** torch.log2(largest[param.name]).floor()
+            drift = (now.double() - was.double()).abs()
+            assert (drift <= max(1, looks) * DRIFT_ULPS * ulp).all()
+        state = method.estimator.moved(
+            method.estimator.advance(p.params, plan, estimate, state), ()
+        )
 
 
-@pytest.mark.parametrize("name", ZEROTH)
-def test_theta_is_put_back_when_the_objective_raises(name, problem):
+@pytest.mark.parametrize("name,options", REPLAYABLE)
+def test_theta_is_put_back_when_the_objective_raises(name, options, problem):
     p = problem(torch.float64)
     before = p.flat()
-    calls = iter([torch.tensor(1.0), torch.tensor(float("nan"))])
-    method = build(name)
+    method, whole = build(name, **options), problem(torch.float64)
+    state = method.init(whole.params)
+    _, info = method.step_(whole.params, whole.objective, state, seed=1, lr=0.1)
+    calls = iter([torch.tensor(1.0)] * (info.queries - 1))  # cost tells of the dearest step
+
+    def objective():
+        p()
+        return next(calls, torch.tensor(float("nan")))
+
+    closure = Closure(objective, objective)
     with pytest.raises(NonFiniteLoss):
-        method.step_(p.params, Closure(lambda: next(calls)), method.init(p.params), seed=1, lr=0.1)
+        method.step_(p.params, closure, method.init(p.params), seed=1, lr=0.1)
     assert torch.allclose(p.flat(), before, rtol=0, atol=1e-14)
 
 
 # 3 -----------------------------------------------------------------------------------------------
 
 
-def train(p, name, seed=0, steps=5, lr=0.02, **options):
-    method = build(name, **options)
+def train(p, name, seed=0, steps=5, lr=0.0, **options):
+    method, lr = build(name, **options), lr or LR.get(name, 0.02)
     state = method.init(p.params)
     for step in range(steps):
         step_seed = derive_seed(seed, step)
@@ -137,23 +353,28 @@ def train(p, name, seed=0, steps=5, lr=0.02, **options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", METHODS)
-def test_one_seed_one_trajectory(name, dtype, problem):
+@pytest.mark.parametrize("name,options", ALL)
+def test_one_seed_one_trajectory(name, options, dtype, problem):
+    if reason := REFUSED.get((name, dtype)):
+        pytest.skip(reason)
+    if dtype == torch.float16:
+        options = {**IN_FLOAT16.get(name, {}), **options}
     needs = build(name).needs_gradient
     threads = torch.get_num_threads()
     ends = []
     try:
         for n in (1, 2, 2):
             torch.set_num_threads(n)
-            ends.append(train(problem(dtype, needs), name))
+            ends.append(train(problem(dtype, needs), name, **options))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(ends[0], ends[1]) and torch.equal(ends[1], ends[2])
 
 
-@pytest.mark.parametrize("name", ZEROTH)
-def test_another_seed_is_another_trajectory(name, problem):
-    assert not torch.equal(train(problem(), name, seed=0), train(problem(), name, seed=1))
+@pytest.mark.parametrize("name,options", REPLAYABLE)
+def test_another_seed_is_another_trajectory(name, options, problem):
+    one, other = (train(problem(), name, seed=s, **options) for s in (0, 1))
+    assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize("distribution", directions.names())
@@ -177,69 +398,112 @@ def test_neighbours_get_different_directions(distribution):
 # 4 -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_global_random_streams_are_untouched(name, problem):
+@pytest.mark.parametrize("name,options", ALL)
+def test_global_random_streams_are_untouched(name, options, problem):
     def streams():
         return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
 
     before = streams()
-    train(problem(requires_grad=build(name).needs_gradient), name)
+    train(problem(requires_grad=build(name).needs_gradient), name, **options)
     assert streams() == before
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_frozen_entries_are_bit_identical(name):
+@pytest.mark.parametrize("name,options", ALL)
+def test_frozen_entries_are_bit_identical(name, options):
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
     module[0].weight.requires_grad_(False)
     frozen = module[0].weight.detach().clone()
     moved = module[1].weight.detach().clone()
-    method, params = build(name), Params.of(module)
+    method, params = build(name, **options), Params.of(module)
     x = torch.randn(8, 4)
     state = method.init(params)
-    for step in range(3):
-        loss = Closure(lambda: module(x).square().mean())
-        state, _ = method.step_(params, loss, state, seed=step, lr=0.1)
+
+    def loss():
+        return module(x).square().mean()
+
+    for step in range(4):
+        closure = Closure(loss, loss)
+        state, _ = method.step_(params, closure, state, seed=step, lr=0.1)
     assert torch.equal(module[0].weight, frozen)
-    assert torch.equal(module[1].weight, moved) == (name not in TRAINS)
+    assert torch.equal(module[1].weight, moved) == (name in TRAINS_NOTHING)
 
 
 # 5 -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_queries_are_the_calls_of_the_objective(name, problem):
-    method = build(name)
+@pytest.mark.parametrize("name,options", ALL)
+def test_queries_are_the_calls_of_the_objective(name, options, problem):
+    method = build(name, **options)
     p = problem(requires_grad=method.needs_gradient)
-    _, info = method.step_(p.params, p.objective, method.init(p.params), seed=1, lr=0.1)
     declared = method.cost(p.params)
-    assert info.queries == p.calls == declared.queries
-    assert info.backwards == declared.backwards
+    state = method.init(p.params)
+    most = 0
+    for step in range(4):
+        p.calls = 0
+        state, info = method.step_(p.params, p.objective, state, seed=step, lr=0.01)
+        assert info.queries == p.calls <= declared.queries
+        assert info.backwards == declared.backwards
+        most = max(most, p.calls)
+    assert most == declared.queries, "declares more than it asks"
+
+
+@pytest.mark.parametrize("name,options", REPLAYABLE)
+def test_noise_is_drawn_as_often_as_declared(name, options, problem, monkeypatch):
+    p = problem()
+    method = build(name, **options)
+    state = method.init(p.params)
+    drawn = 0
+    real = noise._pick
+
+    def counting(flat, kernel):
+        def add(flat, law, key, terms, first=0):
+            nonlocal drawn
+            drawn += flat.numel() * len(terms) * (law != "uniform")
+            real(flat, kernel)(flat, law, key, terms, first)
+
+        return add
+
+    monkeypatch.setattr(noise, "_pick", counting)
+    most = 0
+    for step in range(4):
+        drawn = 0
+        state, _ = method.step_(p.params, p.objective, state, seed=step, lr=0.01)
+        most = max(most, drawn)
+    declared = method.cost(p.params).noise_passes * p.params.elements
+    assert most <= declared
 
 
 # 6 -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_scratch_and_state_are_as_declared(name, live_bytes):
-    method = build(name)
-    tensors = [torch.zeros(1000, 1000), torch.zeros(300, 1000), torch.zeros(77)]
-    for t in tensors:
-        t.requires_grad_(method.needs_gradient)
-    params = Params((str(i), t) for i, t in enumerate(tensors))
-    objective = Closure(lambda: sum(t.sum() for t in tensors))
+@pytest.mark.parametrize("in_module", [False, True], ids=["tensors", "module"])
+@pytest.mark.parametrize("name,options", ALL)
+def test_scratch_and_state_are_as_declared(name, options, in_module, live_bytes):
+    method = build(name, **options)
+    module = torch.nn.Sequential(
+        torch.nn.Linear(1000, 1000), torch.nn.Linear(1000, 300), torch.nn.Linear(300, 1)
+    )
+    module.requires_grad_(method.needs_gradient)
+    params = Params(module.named_parameters(), module if in_module else None)
+    x = torch.ones(1, 1000)
+
+    def loss():
+        return module(x).sum()
+
+    objective = Closure(loss, loss)
     cost = method.cost(params)
-    slack = 256  # losses and sums of single numbers
+    slack = 64 << 10  # activations, losses and sums of single numbers
     with live_bytes() as counter:
         state = method.init(params)
-        for step in range(2):
+        for step in range(3):
             state, _ = method.step_(params, objective, state, seed=step, lr=0.0)
     assert counter.live <= cost.state_bytes + slack
     assert counter.peak <= cost.state_bytes + cost.scratch_bytes + slack
     assert counter.live >= 0.99 * cost.state_bytes, "declares more than it keeps"
 
 
-@pytest.mark.parametrize("name", ["ft_sgd", "ft_adamw"])
+@pytest.mark.parametrize("name", ["ft_sgd", "ft_sgd_momentum", "ft_adamw"])
 def test_gradients_die_with_the_step(name, problem):
     p = problem(requires_grad=True)
     train(p, name)
@@ -252,6 +516,8 @@ def test_gradients_die_with_the_step(name, problem):
 @pytest.mark.parametrize("name", METHODS)
 def test_docstring_evaluates_its_formula(name):
     module = importlib.import_module(f"zo_core.methods.{name}")
+    for package in requires(name):
+        pytest.importorskip(package)
     (test,) = [
         t for t in doctest.DocTestFinder(recurse=False).find(module) if t.name == module.__name__
     ]
@@ -264,21 +530,36 @@ def test_docstring_evaluates_its_formula(name):
 # 8 -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TRAINS)
-def test_loss_falls(name, problem):
+LR = {
+    "mezo_svrg": 0.002,  # an anchor step has ten times this
+    "mezo_svrg_released": 0.002,
+    "mezo_momentum": 0.002,
+    "meazo": 0.05,
+    "mezo_residual": 1e-4,  # above eps / ||grad|| its steps grow
+}
+"""Rates that suit the quadratic, where 0.02 does not."""
+
+LAW_8_OPTIONS: dict[str, dict] = {
+    "mezo_residual": {"lr": 0.01, "eps": 0.1},
+}
+"""Rate and options under which a method gets somewhere in 200 steps, where the defaults do not."""
+
+
+@pytest.mark.parametrize("name,options", TRAINS)
+def test_loss_falls(name, options, problem):
     p = problem(requires_grad=build(name).needs_gradient)
-    before = p.loss().item()
-    train(p, name, steps=200)
-    assert p.loss().item() < 0.5 * before
+    before, least = p.loss().item(), least_loss(p, build(name, **options))
+    train(p, name, steps=200, **{**LAW_8_OPTIONS.get(name, {}), **options})
+    assert p.loss().item() - least < 0.5 * (before - least)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_loss_that_is_not_finite_is_raised(name, value, problem):
-    method = build(name)
+@pytest.mark.parametrize("name,options", ALL)
+def test_a_loss_that_is_not_finite_is_raised(name, options, value, problem):
+    method = build(name, **options)
     p = problem(requires_grad=method.needs_gradient)
     before = p.flat()
-    objective = Closure(lambda: p.loss() * value)
+    objective = Closure(lambda: p.loss() * value, lambda: p.loss() * value)
     with pytest.raises(NonFiniteLoss, match="loss"):
         method.step_(p.params, objective, method.init(p.params), seed=1, lr=0.1)
     assert torch.allclose(p.flat(), before, atol=1e-6)
@@ -287,20 +568,47 @@ def test_a_loss_that_is_not_finite_is_raised(name, value, problem):
 # 9 -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("name", ZEROTH)
-def test_a_replayed_trajectory_gives_the_live_weights(name, dtype, problem, tmp_path):
-    live, again = problem(dtype), problem(dtype)
-    steps, lr, run_seed = 30, 0.02, 9
-    method = build(name)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name,options", REPLAYABLE)
+def test_a_replayed_trajectory_gives_the_live_weights(name, options, dtype, problem, tmp_path):
+    live, plain, exact = problem(dtype), problem(dtype), problem(dtype)
+    steps, lr, run_seed = 30, LR.get(name, 0.02), 9
+    method = build(name, **options)
     state = method.init(live.params)
     path = tmp_path / "trajectory.bin"
-    with TrajectoryWriter(path, Trajectory(name, {}, lr, run_seed)) as log:
+    with TrajectoryWriter(path, Trajectory(name, options, lr, run_seed)) as log:
         for step in range(steps):
             seed = derive_seed(run_seed, step)
             state, info = method.step_(live.params, live.objective, state, seed=seed, lr=lr)
-            log.append(info.estimate, lr)
-    Trajectory.read(path).replay_(again.params)
-    drift = steps * DRIFT_ULPS * torch.finfo(dtype).eps * 4  # of restores; entries are below 4
-    assert (live.flat() - again.flat()).abs().max() <= drift
-    assert not torch.equal(again.flat(), problem(dtype).flat())
+            log.append(info)
+    told = Trajectory.read(path)
+    told.replay_(exact.params, retrace=True)
+    assert torch.equal(live.flat(), exact.flat())
+    assert not torch.equal(exact.flat(), problem(dtype).flat())
+    if dtype.itemsize >= 4:  # in 16 bits the drift of restores is as large as the updates
+        told.replay_(plain.params)
+        moves = steps * method.cost(live.params).noise_passes
+        drift = moves * torch.finfo(dtype).eps * 4  # of restores; entries are below 4
+        assert (live.flat() - plain.flat()).abs().max() <= drift
+
+
+@pytest.mark.parametrize("name,options", REPLAYABLE)
+def test_a_killed_run_resumes_to_the_same_bits(name, options, problem, tmp_path):
+    whole, killed = problem(), problem()
+    lr, run_seed, path = LR.get(name, 0.02), 4, tmp_path / "trajectory.bin"
+    method = build(name, **options)
+    run_on(method, whole, method.init(whole.params), range(20), run_seed, lr)
+    with TrajectoryWriter(path, Trajectory(name, options, lr, run_seed)) as log:
+        run_on(method, killed, method.init(killed.params), range(11), run_seed, lr, log.append)
+    again = problem()
+    state = Trajectory.read(path).replay_(again.params, retrace=True)
+    run_on(method, again, state, range(11, 20), run_seed, lr)
+    assert torch.equal(again.flat(), whole.flat())
+
+
+def run_on(method, p, state, steps, run_seed, lr, log=lambda info: None):
+    for step in steps:
+        seed = derive_seed(run_seed, step)
+        state, info = method.step_(p.params, p.objective, state, seed=seed, lr=lr)
+        log(info)
+    return state

@@ -1,0 +1,75 @@
+"""What rounding does is measured on runs where it is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.precision import Precision, digest
+from zo_core import Closure, Params, derive_seed, methods
+from zo_core.base import no_span
+
+
+def watched(dtype, steps=3, lr=1e-3, **options):
+    w = torch.linspace(0.5, 1.0, 5000).to(dtype)
+    params = Params([("w", w)])
+    method = methods.build("mezo", **options)
+    state, precision = method.init(params), Precision(params)
+    loss = Closure(lambda: (w.double() ** 2).mean())
+    for step in range(steps):
+        with precision.step(no_span) as span:
+            state, _ = method.step_(
+                params, loss, state, seed=derive_seed(0, step), lr=lr, span=span
+            )
+    return {m.metric: m.value for m in precision.measurements()}, w
+
+
+def test_textbook_restore_drifts_and_exact_restore_does_not():
+    textbook, _ = watched(torch.bfloat16)
+    exact, _ = watched(torch.bfloat16, restore="exact")
+    assert 0.2 < textbook["estimate_changed_share"] < 0.8
+    assert 1e-4 < textbook["estimate_drift_rms"] < 1e-2
+    assert exact["estimate_changed_share"] == exact["estimate_drift_rms"] == 0
+
+
+def test_small_updates_vanish_in_bfloat16_unless_rounded_stochastically():
+    nearest, _ = watched(torch.bfloat16, restore="exact")
+    stochastic, _ = watched(torch.bfloat16, restore="exact", rounding="stochastic")
+    full, _ = watched(torch.float64, restore="exact")
+    assert 0.2 < nearest["update_rms"] / full["update_rms"] < 5
+    assert nearest["update_rms"] < 1e-4  # half an ulp at 0.5 is 1e-3
+    assert nearest["update_surviving_share"] == nearest["update_changed_share"] == 0
+    assert stochastic["update_surviving_share"] == pytest.approx(1, abs=0.5)
+    assert 0 < stochastic["update_changed_share"] < 0.2
+    assert full["update_surviving_share"] == pytest.approx(1, abs=1e-6)
+    assert full["update_changed_share"] > 0.99
+
+
+def test_watching_changes_no_bit():
+    _, seen = watched(torch.bfloat16, steps=3, rounding="stochastic")
+    w = torch.linspace(0.5, 1.0, 5000).to(torch.bfloat16)
+    params = Params([("w", w)])
+    method = methods.build("mezo", rounding="stochastic")
+    state = method.init(params)
+    loss = Closure(lambda: (w.double() ** 2).mean())
+    for step in range(3):
+        state, _ = method.step_(params, loss, state, seed=derive_seed(0, step), lr=1e-3)
+    assert torch.equal(w, seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_digest_tells_any_change_apart(dtype):
+    def made(change=lambda w: w, name="w"):
+        return digest(Params([(name, change(torch.arange(300_000.0).to(dtype).view(300, 1000)))]))
+
+    def one_bit(w):
+        w.view(-1)[299_999] = (
+            torch.nextafter(w.view(-1)[299_999].float(), torch.tensor(0.0)) * 0.99
+        )
+        return w
+
+    same = made()
+    assert same == made() and len(same) == 16
+    assert same != made(one_bit)
+    assert same != made(lambda w: w.flip(0))
+    assert same != made(name="v")

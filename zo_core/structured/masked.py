@@ -1,0 +1,45 @@
+"""Directions with entries left out: u(seed) is the base's on those that a mask lets move.
+
+A mask is asked piece by piece, where it is used; nothing dense is held unless the mask holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from zo_core import noise
+from zo_core.base import Distribution, Param, Piece, Term
+
+
+class Mask(Protocol):
+    """Says which entries stay where they are."""
+
+    def frozen(self, piece: Piece) -> Tensor:
+        """Return whether each entry of a piece is left out, shape (n,), bool."""
+        ...
+
+
+@dataclass(frozen=True)
+class Masked(Distribution):
+    """The base's directions on the entries that are not frozen."""
+
+    base: Distribution
+    mask: Mask
+
+    @property
+    def name(self) -> str:
+        """Name, as in records."""
+        return f"{self.base.name}, masked"
+
+    def draw(self, piece: Piece, terms: Sequence[Term]) -> Tensor:
+        """Return ``sum_k c_k m u(seed_k)`` for one piece; a draw of the base and the mask."""
+        # Minus zero: x + (-0.0) is x to the bit, whatever x is, and -0.0 + 0.0 is not.
+        return self.base.draw(piece, terms).masked_fill_(self.mask.frozen(piece), -0.0)
+
+    def add_(self, params: Sequence[Param], terms: Sequence[Term]) -> None:
+        """Add ``sum_k c_k m u(seed_k)``; frozen entries keep their bits."""
+        noise.add_by_pieces_(params, self, terms)
