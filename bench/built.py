@@ -11,6 +11,9 @@ from bench.records import ModelFacts, RunSpec, UserError
 from bench.tasks import Task
 from zo_core import Method, Params, methods
 
+_DERIVATIVES = ("forward_gradient",)
+"""Methods without a backward pass that need a derivative all the same."""
+
 
 @dataclass(frozen=True)
 class Built:
@@ -33,6 +36,7 @@ def build(spec: RunSpec) -> Built:
 
     """
     method = methods.build(spec.method, **spec.options)
+    agree(spec, method)
     loaded = models.load(
         spec.model,
         dtype=spec.dtype,
@@ -42,22 +46,24 @@ def build(spec: RunSpec) -> Built:
     )
     loaded = _tuned(spec, loaded)
     task = tasks.build(spec, loaded)
-    agree(spec, method, task.differentiable)
     if spec.checkpointing:
         _checkpoint_activations(loaded.module)
     params = Params.of(loaded.module)
-    facts = loaded.facts.model_copy(update={"trained_parameters": params.elements})
+    trained: dict[str, Any] = {"trained_parameters": params.elements}
+    if spec.tuning != "full":
+        trained["trained_tensors"] = [p.name for p in params]
+    facts = loaded.facts.model_copy(update=trained)
     return Built(loaded.module, loaded.tokenizer, facts, task, method, params)
 
 
-def agree(spec: RunSpec, method: Method, differentiable: bool) -> None:
+def agree(spec: RunSpec, method: Method) -> None:
     """Refuse what does not go together.
 
     Raises:
         UserError: with what to change.
 
     """
-    if method.needs_gradient and not differentiable:
+    if spec.score != "cross_entropy" and (method.needs_gradient or spec.method in _DERIVATIVES):
         raise UserError(
             f"score = '{spec.score}' has no gradient, so '{spec.method}' can't minimise it. Take "
             "a zeroth-order method such as 'mezo', or score = 'cross_entropy'."

@@ -39,6 +39,7 @@ from bench.records import (
 EVENTS = "events.jsonl"
 LOG = "log.txt"
 TRAJECTORY = "trajectory.bin"
+SAVED = "saved.pt"
 _CELL = "cell.json"
 
 
@@ -64,8 +65,8 @@ def write_cell(folder: Path, cell: Cell) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not _was_killed(folder):
-        for path in folder.glob("*"):
-            path.unlink()
+        for name in (EVENTS, LOG, TRAJECTORY, SAVED):
+            (folder / name).unlink(missing_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
     write_atomically(folder / _CELL, cell.model_dump_json(indent=1) + "\n")
 
@@ -93,7 +94,10 @@ class Events:
     """Appends events to a run's file; each is on its way to the disk when the call returns."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the file."""
+        """Open the file; a line cut off by the death of its writer is removed first."""
+        path = folder / EVENTS
+        if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
+            write_atomically(path, text[: text.rfind(b"\n") + 1].decode())
         self._file = (folder / EVENTS).open("a", encoding="utf-8", buffering=1)
 
     def write(self, event: str, data: BaseModel | dict[str, Any]) -> None:

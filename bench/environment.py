@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -11,10 +12,21 @@ from pathlib import Path
 import psutil
 import torch
 
-from bench.records import Environment
+from bench.records import Environment, UserError
 from zo_core import noise
 
-_PACKAGES = ("torch", "transformers", "numpy", "numba", "datasets", "accelerate", "nvidia-ml-py")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "numpy",
+    "numba",
+    "datasets",
+    "accelerate",
+    "nvidia-ml-py",
+)
+_CODE = ("zo_core", "bench")
 _VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "CUDA_DEVICE_ORDER",
@@ -62,6 +74,29 @@ def device_names() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
+def _code() -> str:
+    """Return 16 hexadecimal digits that stand for the source files that decide a run."""
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parent.parent
+    for path in sorted(p for folder in _CODE for p in (root / folder).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def check_device(device: str) -> None:
+    """Refuse a CUDA device that torch does not see.
+
+    Raises:
+        UserError: it is not here.
+
+    """
+    wanted = torch.device(device)
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"Device '{device}' is not here: torch sees {torch.cuda.device_count()} CUDA devices."
+        )
+
+
 def read(device: str) -> Environment:
     """Describe this process and its machine."""
     found = {name: version(name) for name in _PACKAGES}
@@ -70,6 +105,7 @@ def read(device: str) -> Environment:
         zometer=version("zometer") or "not installed",
         commit=commit,
         dirty=dirty,
+        code=_code(),
         python=platform.python_version(),
         packages={name: v for name, v in found.items() if v is not None},
         platform=platform.platform(),

@@ -35,7 +35,7 @@ def objective(spec: RunSpec, task: Task, module: Any, batch: Batch, seen: Seen) 
     def part(one: Batch) -> tuple[float, Callable[[], Tensor]]:
         def loss() -> Tensor:
             seen.examples += len(one.examples)
-            with _precision(spec):
+            with precision(spec):
                 return task.loss(module, one)
 
         return float(len(one.examples)), loss
@@ -44,7 +44,7 @@ def objective(spec: RunSpec, task: Task, module: Any, batch: Batch, seen: Seen) 
         totals = []
         seen.examples += copies * len(batch.examples)
         for one in task.micro_batches(batch):
-            with _precision(spec):
+            with precision(spec):
                 losses = task.losses(module, task.tiled(one, copies))
             totals.append(losses.view(copies, -1).double().sum(1))
         return torch.stack(totals).sum(0) / len(batch.examples)
@@ -57,7 +57,8 @@ def objective(spec: RunSpec, task: Task, module: Any, batch: Batch, seen: Seen) 
     )
 
 
-def _precision(spec: RunSpec) -> AbstractContextManager[Any]:
+def precision(spec: RunSpec) -> AbstractContextManager[Any]:
+    """Return the context of a forward pass: mixed precision where it is asked for."""
     if spec.autocast is None:
         return nullcontext()
     device = torch.device(spec.device).type

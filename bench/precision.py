@@ -40,11 +40,17 @@ class Precision:
         """Watch one step; give the engine the span that this returns."""
         before = self._sample()
 
+        @contextmanager
+        def update() -> Iterator[None]:
+            nonlocal before
+            for now, was in zip(self._sample(), before, strict=True):
+                self._drift.see(now != was, now.double() - was.double())
+            with span("update"):
+                yield
+            before = self._sample()  # a step may have more than one update
+
         def watching(phase: Phase) -> AbstractContextManager[object]:
-            if phase == "update":
-                for now, was in zip(self._sample(), before, strict=True):
-                    self._drift.see(now != was, (now.double() - was.double()))
-            return span(phase)
+            return update() if phase == "update" else span(phase)
 
         with observed(self._written):
             yield watching

@@ -11,17 +11,17 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
-from bench.cell import EVENTS, TRAJECTORY, read_events
+from bench.cell import EVENTS, SAVED, TRAJECTORY, read_events
 from bench.records import write_atomically
 from zo_core import Method, Params, Trajectory
 from zo_core.base import Replayable, State
 
-SAVED = "saved.pt"
-_KEPT = ("start", "environment", "step", "evaluation", "flag")
+_KEPT = ("start", "environment", "step", "evaluation", "flag", "measurement")
 
 
 @dataclass(frozen=True)
@@ -46,28 +46,36 @@ class Done:
 def take_up(folder: Path, method: Method) -> Done | None:
     """Return what an earlier try in ``folder`` had done, and cut its events back to that.
 
-    None where there is nothing to take up, or where it was made with other code or packages. The
-    last environment among the events is that of this process.
+    None where there is nothing to take up, or where it was made with other code or packages; then
+    its events are forgotten. The last environment among the events is that of this process.
     """
     events = read_events(folder)
     *before, now = [e for e in events if e["event"] == "environment"]
     steps = sum(e["event"] == "step" for e in events)
-    if not before or not steps or _decisive(before[-1]) != _decisive(now):
-        return None
-    steps = min(steps, _known(folder, method))
+    if before and all(_decisive(b) == _decisive(now) for b in before):
+        steps = min(steps, _known(folder, method))
+    else:
+        steps = 0
     if not steps:
+        forget(folder)
         return None
     kept = _until(events, steps)
-    lines = "".join(json.dumps(e) + "\n" for e in kept)
-    write_atomically(folder / EVENTS, lines)
+    _write(folder, kept)
     return Done(steps, kept)
+
+
+def forget(folder: Path) -> None:
+    """Drop the events of earlier processes: this one begins the run anew."""
+    events = read_events(folder)
+    last = max(n for n, e in enumerate(events) if e["event"] == "start")
+    _write(folder, events[last:])
 
 
 def restore_(folder: Path, done: Done, method: Method, params: Params) -> State:
     """Bring ``params`` to where the run stood; return the method's state there."""
-    state = method.init(params)
     if isinstance(method, Replayable):
         return _told(folder, done.steps).replay_(params, retrace=True)
+    state = method.init(params)
     saved = torch.load(folder / SAVED, map_location=params[0].tensor.device, weights_only=True)
     with torch.no_grad():
         for param, weights in zip(params, saved["weights"], strict=True):
@@ -91,6 +99,10 @@ def told(folder: Path, done: Done) -> Trajectory:
     return _told(folder, done.steps)
 
 
+def _write(folder: Path, events: list[dict[str, Any]]) -> None:
+    write_atomically(folder / EVENTS, "".join(json.dumps(e) + "\n" for e in events))
+
+
 def _told(folder: Path, steps: int) -> Trajectory:
     whole = Trajectory.read(folder / TRAJECTORY)
     return Trajectory(whole.method, whole.options, whole.lr, whole.run_seed, whole.steps[:steps])
@@ -102,7 +114,7 @@ def _known(folder: Path, method: Method) -> int:
         if isinstance(method, Replayable):
             return len(Trajectory.read(folder / TRAJECTORY).steps)
         return int(torch.load(folder / SAVED, weights_only=True, mmap=True)["steps"])
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError, RuntimeError, UnpicklingError):
         return 0
 
 
@@ -121,4 +133,4 @@ def _until(events: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
 
 def _decisive(environment: dict[str, Any]) -> tuple[Any, ...]:
     """What must be the same for a run to go on in the same bits."""
-    return tuple(environment[k] for k in ("commit", "packages", "cpu", "threads", "devices"))
+    return tuple(environment[k] for k in ("code", "packages", "cpu", "threads", "devices"))

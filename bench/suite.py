@@ -255,7 +255,7 @@ def _check_names(spec: RunSpec, where: str) -> None:
         if spec.steps and not spec.lr and _trains(method):
             raise UserError("'lr' is missing; with 0, the default, nothing would be trained.")
         tuning.build(spec.tuning, spec.tuning_options)
-        agree(spec, method, spec.score == "cross_entropy")
+        agree(spec, method)
         resolve(spec.model)
     except (ValueError, UserError) as error:
         raise UserError(f"{where}: {error}") from error

@@ -26,17 +26,17 @@ from bench import (
     environment,
     failures,
     limits,
+    method_state,
     models,
     resume,
-    state_bytes,
     tasks,
     trackers,
     tuning,
 )
 from bench.built import Built, build
-from bench.cell import TRAJECTORY, Cell, Events, Outcome, finish, log_tail, now, read_cell
+from bench.cell import SAVED, TRAJECTORY, Cell, Events, Outcome, finish, log_tail, now, read_cell
 from bench.monitor import Monitor
-from bench.objective import Seen, objective
+from bench.objective import Seen, objective, precision
 from bench.precision import Precision, digest, is_watched
 from bench.records import Declared, Evaluation, Failure, Flag, RunSpec, UserError
 from bench.schedule import rate
@@ -70,7 +70,7 @@ class Run:
         _use_threads(self.spec)
         self.environment = environment.read(self.spec.device)
         self.events.write("environment", self.environment)
-        self._check_device()
+        environment.check_device(self.spec.device)
         _warm(self.spec)
         self.monitor = self._monitor()
         with self.monitor.phase("run"):
@@ -78,10 +78,11 @@ class Run:
             self._load()
             done = self._take_up()
             self._tell()
-            if done is None or not (self.taken or done.evaluated):
+            if done is None:
                 self._evaluate()
             self._train(done)
         self._digest()
+        (self.folder / SAVED).unlink(missing_ok=True)
 
     def failure(self, error: BaseException) -> Failure:
         """Describe what stopped the run."""
@@ -97,17 +98,8 @@ class Run:
 
     def measured(self) -> None:
         """Put everything measured so far among the events."""
-        looked = self.precision.measurements() if self.precision else []
-        for measurement in [*self.monitor.measurements(), *looked]:
+        for measurement in self.monitor.measurements():
             self.events.write("measurement", measurement)
-
-    def _check_device(self) -> None:
-        index = torch.device(self.spec.device).index or 0
-        if self.on_cuda and index >= torch.cuda.device_count():
-            raise UserError(
-                f"Device '{self.spec.device}' is not here: torch sees "
-                f"{torch.cuda.device_count()} CUDA devices."
-            )
 
     def _device_bytes(self) -> int | None:
         """Return the capacity of the CUDA device; None on the CPU."""
@@ -164,15 +156,18 @@ class Run:
 
     def _take_up(self) -> resume.Done | None:
         """Go to where an earlier try was killed. Not in a memory run: peaks are of one process."""
+        done = None
         if self.spec.measure == "memory":
-            return None
-        done = resume.take_up(self.folder, self.built.method)
+            resume.forget(self.folder)
+        else:
+            done = resume.take_up(self.folder, self.built.method)
+        self.events = Events(self.folder)  # the file was replaced
         if done is None:
             return None
+        self.events.write("environment", self.environment)
+        self.state = None  # not twice in memory
         with self.monitor.phase("resume"):
             self.state = resume.restore_(self.folder, done, self.built.method, self.built.params)
-        self.events = Events(self.folder)  # the file was replaced
-        self.events.write("environment", self.environment)
         self.taken = done.steps
         self.train_seconds = done.total("seconds")
         self.queries, self.backwards = done.total("queries"), done.total("backwards")
@@ -182,7 +177,7 @@ class Run:
 
     def _train(self, done: resume.Done | None) -> None:
         spec = self.spec
-        if done is not None and self.taken and self._due() and not done.evaluated:
+        if done is not None and self._due() and not done.evaluated:
             self._evaluate()
         with self._trajectory(done) as trajectory:
             for step in range(self.taken, spec.steps):
@@ -195,7 +190,8 @@ class Run:
                     resume.save(self.folder, self.taken, self.built.params, self.state)
                 if self._due():
                     self._evaluate()
-        self.events.write("measurement", state_bytes.measure(self.state, self.built.params))
+        for one in method_state.measure(self.built.method, self.built.params, self.state):
+            self.events.write("measurement", one)
 
     def _due(self) -> bool:
         every = self.spec.eval_every
@@ -237,6 +233,9 @@ class Run:
             return
         with self.precision.step(self._span()) as span:
             yield span
+        if not is_watched(step + 1, self.spec.warmup_steps) or step + 1 == self.spec.steps:
+            for measurement in self.precision.measurements():  # now: a killed run keeps them
+                self.events.write("measurement", measurement)
 
     def _digest(self) -> None:
         """Tell what the weights are, so that a replay can be checked against them."""
@@ -272,7 +271,8 @@ class Run:
         if not self.spec.eval_examples:
             return
         with self.monitor.phase("evaluate"):
-            seen = self.built.task.evaluate(self.built.module)
+            with precision(self.spec):
+                seen = self.built.task.evaluate(self.built.module)
             if not math.isfinite(seen.loss):
                 raise NonFiniteLoss(f"The evaluation loss is {seen.loss}: it diverged; lower lr.")
         evaluation = Evaluation(
@@ -335,8 +335,9 @@ def main(folder: Path, parent: int) -> None:
         run.go()
         outcome = Outcome("completed", "all steps were taken", _wall_seconds())
     except _Ended:
-        run.measured()  # the parent knows why, and writes the record
-        return
+        run.measured()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)  # the parent sees why, and writes the record
     except Exception as error:  # why: whatever it is becomes a row of the table
         if not isinstance(error, UserError | Unsupported):
             traceback.print_exc()

@@ -24,8 +24,9 @@ Costs are those of one step with default options, beside the weights and the act
 steps differ, those of the dearest.
 
 - **Forwards**: evaluations of the objective on a minibatch (of SVRG's anchor steps: on the
-  anchor set).
-- **Noise**: times that noise is generated for every trained entry, with the textbook perturber.
+  anchor set). Layer by layer they are two a block, and this model has two blocks.
+- **Noise**: times that noise is generated for every trained entry, with the textbook perturber,
+  at most: a block, or a static sparse mask, has noise for its own entries alone.
 - **State**: bytes kept between steps for each trained parameter, weights in float32.
 - **Scratch**: bytes alive at most within a step, for each trained parameter; "pieces" where it
   does not grow with the model. `restore = "exact"` adds the weights of the largest module.

@@ -55,6 +55,11 @@ METRICS: dict[str, Metric] = {
         "Bytes of the tensors that the method holds between steps, counted once a storage after "
         "the last step: optimiser states, anchors, masks. To be compared with what it declares.",
     ),
+    "trained_entries": Metric(
+        "1",
+        "Entries that the method's mask lets move, counted after the last step; absent where all "
+        "trained parameters do. A mask by magnitude changes as weights grow out of it.",
+    ),
     "estimate_changed_share": Metric(
         "1",
         "Share of entries (the first 4,096 of each trained tensor) that an estimate leaves "

@@ -83,7 +83,8 @@ class Steps(_Frozen):
     seconds: list[float] | None = None
     """Wall time of each step; absent in a memory run."""
     queries: list[int] = []
-    """Forward passes over a minibatch; an evaluation of an anchor set is as many as it takes."""
+    """Forward passes over a minibatch; an evaluation of an anchor set is as many as it takes, a
+    generated answer (score f1) is one, however many tokens it has."""
     backwards: list[int] = []
     """Backward passes."""
 
@@ -127,6 +128,8 @@ class ModelFacts(_Frozen):
     """Numbers in the model; tied ones once."""
     trained_parameters: int
     """Numbers that the method may change."""
+    trained_tensors: list[str] | None = None
+    """Names of the tensors that hold them; null where that is the whole model."""
     parameter_bytes: int
     """Bytes of all parameters in the run's dtype, tied ones once."""
     note: str | None = None
@@ -194,6 +197,8 @@ class Environment(_Frozen):
     """Commit of its checkout; null for an installed package."""
     dirty: bool | None
     """Whether the checkout had changes that were not committed."""
+    code: str | None = None
+    """SHA-256 (16 digits) of the source files of zo_core and bench; null in older records."""
     python: str
     """Version of Python."""
     packages: dict[str, str]

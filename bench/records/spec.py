@@ -84,13 +84,15 @@ class RunSpec(BaseModel):
     """Examples a step sees."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Examples in one forward pass; all at once where absent. Losses are averaged over a step (and
-    gradients of first-order methods accumulated) weighted by size."""
+    gradients of first-order methods accumulated) weighted by size. With ``restore = "batched"``
+    a pass holds so many examples of each candidate."""
     anchor_examples: Annotated[int, Field(ge=1)] | None = None
     """Size of the anchor set of a variance-reduced method: the first so many training examples;
     all ``train_examples`` where absent."""
     autocast: Literal["bfloat16"] | None = None
     """Arithmetic of matrix products where ``dtype`` is float32: mixed precision with float32
-    master weights. (float16 would need loss scaling, and is not offered.)"""
+    master weights, in training and in evaluation. (float16 would need loss scaling, and is not
+    offered.)"""
     checkpointing: bool = False
     """Activation checkpointing of first-order methods: forward again instead of keeping."""
     seq_len: Annotated[int, Field(ge=1)] = 64
@@ -98,7 +100,8 @@ class RunSpec(BaseModel):
     steps: Annotated[int, Field(ge=0)]
     """Steps of the method. A run of 0 steps is evaluated as loaded."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """First steps left out of time statistics (they are taken, and recorded)."""
+    """First steps left out of time statistics (they are taken, and recorded). In them, or in the
+    first step where 0, zeroth-order runs also look at roundings, which takes time."""
     train_examples: Annotated[int, Field(ge=1)] = 512
     """How many training examples are used: the first of the task's fixed order."""
     eval_examples: Annotated[int, Field(ge=0)] = 0

@@ -23,12 +23,10 @@ from typing import TYPE_CHECKING, Protocol
 from bench.records import ModelFacts, UserError, unknown
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from bench.models import LoadedModel
     from bench.records.spec import Option
 
-__all__ = ["Tuning", "apply_", "build", "names", "trained_names"]
+__all__ = ["Tuning", "apply_", "build", "names"]
 
 
 class Tuning(Protocol):
@@ -106,11 +104,6 @@ def apply_(
     tuned = tuning.apply_(loaded, seed=derive_seed(seed, "tuning"), real_ids=real_ids)
     tuned.module.eval()
     return replace(tuned, facts=_counted(tuned))
-
-
-def trained_names(module: nn.Module) -> list[str]:
-    """Return the names of the tensors that are trained, in the order of the noise stream."""
-    return [name for name, p in module.named_parameters() if p.requires_grad]
 
 
 def _counted(loaded: LoadedModel) -> ModelFacts:

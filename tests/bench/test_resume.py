@@ -101,7 +101,7 @@ def test_other_code_begins_anew(tmp_path, tiny_cell):
     cell = tiny_cell(steps=60)
     kill_after(tmp_path, cell, 25)
     path = cell.folder(tmp_path) / EVENTS
-    path.write_text(path.read_text().replace('"torch": "', '"torch": "0.'))
+    path.write_text(path.read_text().replace('"code": "', '"code": "0'))
     record = run_one(tmp_path, cell)
     assert not record.flags and len(record.steps.losses) == 60
 
@@ -129,6 +129,38 @@ def test_a_replay_gives_the_live_weights_and_a_checkpoint_of_them(tmp_path, tiny
         assert torch.equal(param.tensor, fresh.tensor)
         assert not torch.equal(param.tensor, first.tensor)
     assert load_file(tmp_path / "ckpt" / "model.safetensors")
+
+
+@pytest.mark.parametrize("tuning", ["lora", "prefix"])
+def test_what_is_exported_of_a_tuned_run_is_all_that_was_trained(tuning, tmp_path, tiny_cell):
+    cell = tiny_cell(steps=3, tuning=tuning, lr=1e-2)
+    run_one(tmp_path, cell)
+    done = replay.replay(cell.folder(tmp_path))
+    assert done.equal is True
+    batch = done.built.task.batch(0)
+    with torch.no_grad():
+        loss = done.built.task.loss(done.built.module, batch)
+    files = replay.export(done, tmp_path / "out")
+    if tuning == "prefix":
+        assert files == ["spec.json", "trained.safetensors"]
+        saved = load_file(tmp_path / "out" / "trained.safetensors")
+        assert all(torch.equal(saved[p.name], p.tensor) for p in done.built.params)
+        return
+    merged = models.load(str(tmp_path / "out"), dtype="float32", device="cpu", seed=0).module
+    start = models.load("opt-tiny", dtype="float32", device="cpu", seed=0).module
+    with torch.no_grad():
+        assert torch.allclose(done.built.task.loss(merged, batch), loss, atol=1e-5)
+        assert not torch.allclose(done.built.task.loss(start, batch), loss, atol=1e-3)
+
+
+def test_a_torn_last_event_is_dropped_by_the_next_process(tmp_path, tiny_cell):
+    cell = tiny_cell(steps=40)
+    kill_after(tmp_path, cell, 10)
+    path = cell.folder(tmp_path) / EVENTS
+    path.write_bytes(path.read_bytes() + b'{"event": "step", "lo')
+    record = run_one(tmp_path, cell)
+    assert record.status == "completed" and len(record.steps.losses) == 40
+    assert [f.name for f in record.flags] == ["resumed"]
 
 
 def test_another_log_is_found_out(tmp_path, tiny_cell):

@@ -27,6 +27,10 @@ REAL = [[2, 17, 40, 8], [2, 99, 301, 250, 12, 77, 5]]  # token ids of "real text
 NORMS = {"opt-tiny": "*layer_norm*", "roberta-tiny": "*LayerNorm*, lm_head.layer_norm.*"}
 
 
+def trained_names(module):
+    return [name for name, p in module.named_parameters() if p.requires_grad]
+
+
 def load(name, dtype="float32", seed=0):
     if name == "gqa-tiny":
         return grouped_queries(dtype, seed)
@@ -205,9 +209,7 @@ def test_trained_numbers_are_as_many_as_the_formula_says(model, name):
     assert tuned.facts.trained_parameters == expected(model, name)
     assert Params.of(tuned.module).elements == expected(model, name)
     named = dict(tuned.module.named_parameters())
-    assert sum(named[n].numel() for n in tuning.trained_names(tuned.module)) == expected(
-        model, name
-    )
+    assert sum(named[n].numel() for n in trained_names(tuned.module)) == expected(model, name)
     assert tuned.facts.parameters == sum(p.numel() for p in named.values())
     assert tuned.facts.parameter_bytes == 4 * tuned.facts.parameters
     added = expected(model, name) if name in ADAPTERS else 0
@@ -303,7 +305,7 @@ def test_shapes_are_tuned_without_weights(model, name):
         logits = fake.module(input_ids=torch.zeros(1, 6, dtype=torch.int64)).logits
         assert logits.shape == (1, 6, VOCABULARY)
     assert meta.facts == fake.facts == like.facts
-    assert tuning.trained_names(fake.module) == tuning.trained_names(like.module)
+    assert trained_names(fake.module) == trained_names(like.module)
 
 
 # ------------------------------------------------------------------- the same as something else
@@ -534,7 +536,7 @@ def test_new_classification_head_is_trained_beside_the_adapter(model, name):
     with torch.random.fork_rng():
         loaded, size, prefix = classifier(model)
     tuned = apply_(loaded, name)
-    names = tuning.trained_names(tuned.module)
+    names = trained_names(tuned.module)
     own = expected(model, name) if name in ADAPTERS else 0
     assert tuned.facts.trained_parameters == own + size
     assert any(n.startswith(prefix) for n in names)
@@ -544,7 +546,7 @@ def test_new_classification_head_is_trained_beside_the_adapter(model, name):
 
 def test_layers_by_pattern_are_those_and_no_others():
     tuned = apply_("opt-tiny", "layers", pattern="layers.1.fc?.weight, lm_head.weight")
-    assert tuning.trained_names(tuned.module) == [
+    assert trained_names(tuned.module) == [
         "model.decoder.embed_tokens.weight",  # the tied head's first name
         "model.decoder.layers.1.fc1.weight",
         "model.decoder.layers.1.fc2.weight",
@@ -556,4 +558,4 @@ def test_bias_tuning_trains_a_new_head_whole():
         loaded, size, _ = classifier("opt-tiny")  # of weights alone
     tuned = apply_(loaded, "bias")
     assert tuned.facts.trained_parameters == expected("opt-tiny", "bias") + size
-    assert "score.weight" in tuning.trained_names(tuned.module)
+    assert "score.weight" in trained_names(tuned.module)

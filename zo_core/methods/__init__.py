@@ -1,7 +1,13 @@
 """Every way to fine-tune, a file each, named as in its paper. The folder is the register.
 
-A file has ``TITLE``, ``PAPER`` and ``method(**options) -> Method``, whose options all have
-defaults. Its docstring states the formula and evaluates it in plain code, as a doctest.
+A file has ``method(**options) -> Method``, whose options all have defaults, and
+
+- ``TITLE``, ``PAPER``: what it is called, and where it stands;
+- ``BIAS``: what its estimates are the mean of, where that is not the gradient; else "";
+- ``DIFFERS``: where it differs from the paper or its code, in a phrase; else "";
+- ``STORAGES``, ``REQUIRES`` (where it has any): the ways to hold its state, packages it needs.
+
+Its docstring states the formula and evaluates it in plain code, as a doctest.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ TITLE = "MeZO with Adam (ZO-Adam, AdaMeZO)"
 PAPER = "arXiv 2305.17333, appendix B.2; arXiv 2605.00650"
 BIAS = ""
 DIFFERS = "moments in float32; replayed ones are means of their window"
+STORAGES = ("dense", "replay")
 
 
 def method(
@@ -68,7 +69,7 @@ def method(
         window: how many steps a replay remembers; without effect on "dense".
 
     """
-    pick("storage", storage, ("dense", "replay"))
+    pick("storage", storage, STORAGES)
     decays = (beta1, beta2, adam_eps)
     rule: UpdateRule = Adam(*decays) if storage == "dense" else ReplayedAdam(*decays, window)
     return ZerothOrder(TwoPoint(eps, directions.build(distribution)), rule)

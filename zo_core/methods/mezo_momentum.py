@@ -41,6 +41,7 @@ TITLE = "MeZO with momentum"
 PAPER = "arXiv 2305.17333, appendix B.2"
 BIAS = ""
 DIFFERS = "replayed from a window of seeds, or kept in float32"
+STORAGES = ("dense", "replay")
 
 
 def method(
@@ -61,6 +62,6 @@ def method(
         window: how many steps a replay remembers; without effect on "dense".
 
     """
-    pick("storage", storage, ("dense", "replay"))
+    pick("storage", storage, STORAGES)
     rule: UpdateRule = Momentum(beta) if storage == "dense" else ReplayedMomentum(beta, window)
     return ZerothOrder(TwoPoint(eps, directions.build(distribution)), rule)

@@ -60,6 +60,7 @@ TITLE = "MeZO-SVRG"
 PAPER = "arXiv 2404.08080"
 BIAS = ""
 DIFFERS = "one direction at both points, a true snapshot, and (replay) no copies of the weights"
+STORAGES = ("replay", "dense")
 
 
 def method(

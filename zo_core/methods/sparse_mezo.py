@@ -45,6 +45,7 @@ TITLE = "Sparse-MeZO"
 PAPER = "arXiv 2402.15751, section 3"
 BIAS = "the gradient of the entries of small magnitude, zero elsewhere"
 DIFFERS = "magnitudes where the pseudo-code compares signed values"
+STORAGES = ("in_forward", "packed", "dense")
 
 
 def method(
