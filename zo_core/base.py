@@ -80,8 +80,8 @@ class Params(Sequence[Param]):
 
     Raises:
         ValueError: no tensor at all, two tensors under one name, a tensor that is not floating
-            point, or an expanded view. Tensors that share storage in other ways are the caller's
-            to avoid: they would be moved twice.
+            point or has no elements, or an expanded view. Tensors that share storage in other ways
+            are the caller's to avoid: they would be moved twice.
 
     """
 
@@ -141,6 +141,10 @@ def _refuse_untrainable(name: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
         raise ValueError(
             f"Tensor '{name}' is {tensor.dtype}; only floating-point tensors can be trained."
+        )
+    if tensor.numel() == 0:
+        raise ValueError(
+            f"Tensor '{name}' has no elements (shape {tuple(tensor.shape)}); leave it out."
         )
     if any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)):
         raise ValueError(f"Tensor '{name}' is an expanded view; call .contiguous() on it first.")
@@ -206,12 +210,19 @@ class Closure:
         self.differentiable = differentiable
 
     def __call__(self, data: Data = "batch") -> Tensor:
-        """Evaluate on ``data``; ValueError where no anchor set was given."""
+        """Evaluate on ``data``.
+
+        Raises:
+            ValueError: no anchor set was given, or a part's loss is not one number.
+
+        """
         parts = self.parts(data)
         if len(parts) == 1:
-            return parts[0][1]()
+            return _single(parts[0][1]())
         total = sum(weight for weight, _ in parts)
-        return torch.stack([loss().double() * (weight / total) for weight, loss in parts]).sum()
+        # Checked one by one: the sum of a loss an example would pass for a mean.
+        means = [_single(loss()).reshape(()).double() * (w / total) for w, loss in parts]
+        return torch.stack(means).sum()
 
     def parts(self, data: Data = "batch") -> Sequence[Part]:
         """Return the micro-batches of ``data``; ValueError where no anchor set was given."""
@@ -249,16 +260,21 @@ def finite(loss: Tensor, what: str = "loss") -> float:
         ValueError: it is not one number.
 
     """
-    if loss.numel() != 1:
-        raise ValueError(
-            f"Expected a loss of shape (), got {tuple(loss.shape)}; average it first."
-        )
-    value = float(loss)
+    value = float(_single(loss))
     if not math.isfinite(value):
         raise NonFiniteLoss(
             f"The {what} is {value}. The run diverged: lower lr, or eps, or use a wider dtype."
         )
     return value
+
+
+def _single(loss: Tensor) -> Tensor:
+    """Refuse what is not one number; by its shape, so that no device is waited for."""
+    if loss.numel() != 1:
+        raise ValueError(
+            f"Expected a loss of shape (), got {tuple(loss.shape)}; average it first."
+        )
+    return loss
 
 
 def coefficient(value: float) -> float:

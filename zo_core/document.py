@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from zo_core import methods
-from zo_core.base import Cost, Method, Params
+from zo_core.base import Params
 from zo_core.zeroth_order import Settings
 
 _HEAD = """# The methods
@@ -25,11 +25,14 @@ steps differ, those of the dearest.
 
 - **Forwards**: evaluations of the objective on a minibatch (of SVRG's anchor steps: on the
   anchor set). Layer by layer they are two a block, and this model has two blocks.
-- **Noise**: times that noise is generated for every trained entry, with the textbook perturber,
-  at most: a block, or a static sparse mask, has noise for its own entries alone.
+- **Noise**: passes of *directions*: times that one is drawn for every trained entry, with the
+  textbook perturber, at most: a block, or a static sparse mask, has noise for its own entries
+  alone. Random masks and stochastic rounding draw one uniform number an entry and pass beside
+  them.
 - **State**: bytes kept between steps for each trained parameter, weights in float32.
-- **Scratch**: bytes alive at most within a step, for each trained parameter; "pieces" where it
-  does not grow with the model. `restore = "exact"` adds the weights of the largest module.
+- **Scratch**: bytes alive at most within a step that each further trained parameter adds;
+  "pieces" where it adds none (less than a hundredth of a byte). `restore = "exact"` adds the
+  weights of the largest module: of this model, a half.
 
 """
 
@@ -70,31 +73,18 @@ def _variants() -> Iterator[str]:
 
 
 def _costs(name: str, **options: str) -> str:
-    params = _params()
-    try:
-        cost = methods.build(name, **options).cost(params)
-    except Exception as error:  # what a library that is not here would cost
-        return f"{error} | | | |"
-    scratch = (
-        _per_parameter(cost.scratch_bytes, params) if _grows(name, options, cost) else "pieces"
-    )
-    state = _per_parameter(cost.state_bytes, params)
+    method, small, large = methods.build(name, **options), _params(1000), _params(2000)
+    cost = method.cost(small)
+    more = method.cost(large).scratch_bytes - cost.scratch_bytes
+    slope = more / (large.elements - small.elements)  # so that constants are not in it
+    scratch = f"{slope:.2g}" if abs(slope) >= 0.01 else "pieces"
+    state = f"{cost.state_bytes / small.elements:.2g}"
     return f"{cost.queries} | {cost.backwards} | {cost.noise_passes} | {state} | {scratch}"
 
 
-def _params(width: int = 1000) -> Params:
+def _params(width: int) -> Params:
     module = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width))
     return Params.of(module)
-
-
-def _grows(name: str, options: dict[str, str], small: Cost) -> bool:
-    method: Method = methods.build(name, **options)
-    return method.cost(_params(2000)).scratch_bytes > 2 * small.scratch_bytes
-
-
-def _per_parameter(total: int, params: Params) -> str:
-    each = total / params.elements
-    return "0" if total == 0 else f"{each:.2g}"
 
 
 def _indented(text: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from zo_core.base import (
     Cost,
@@ -89,7 +90,8 @@ class FirstOrder:
 
         Raises:
             Unsupported: the objective has no gradient.
-            NonFiniteLoss: the loss was NaN or infinite; theta is untouched.
+            NonFiniteLoss: the loss was NaN or infinite; theta is untouched, and the gradients
+                are dropped.
 
         """
         if not objective.differentiable:
@@ -121,19 +123,23 @@ class FirstOrder:
 def _accumulate(objective: Objective, span: Span) -> float:
     """Add up the gradient in ``.grad``, part by part, and return the loss.
 
-    Activations are of one part at a time: its graph is gone before the next part begins.
+    Activations are of one part at a time: its graph is gone before the next part begins. Losses
+    are looked at after the last backward pass: the host would wait for the device at each.
     """
     parts = objective.parts()
     total = sum(weight for weight, _ in parts)
-    value = 0.0
+    losses: list[Tensor] = []
     for weight, part in parts:
         with span("forward"):
             loss = part()
-            value += finite(loss.detach()) * weight / total
+            if loss.numel() != 1:
+                finite(loss)  # says what is wrong with it
+            losses.append(loss.detach().view(()))
         with span("backward"):
             torch.autograd.backward([loss * (weight / total) if len(parts) > 1 else loss])
             del loss
-    return value
+    values = [finite(loss) for loss in torch.stack(losses).cpu()]
+    return sum(v * weight / total for v, (weight, _) in zip(values, parts, strict=True))
 
 
 def adamw(

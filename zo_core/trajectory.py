@@ -17,7 +17,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -87,9 +87,15 @@ class Trajectory:
             raise ValueError(f"{path} is not a trajectory file.") from None
         if format_ != FORMAT or layout not in ("derived", "listed"):
             raise ValueError(f"{path} is {format_}; this zometer reads {FORMAT}. Upgrade zometer.")
+        told = {f.name for f in fields(cls)} - {"steps"}
+        if set(header) != told:
+            raise ValueError(
+                f"{path} is not a trajectory file: expected {', '.join(sorted(told))} in its "
+                f"header, got {', '.join(sorted(header))}."
+            )
         begun = cls(**header)
         read = begun._listed(body) if layout == "listed" else begun._derived(body)
-        return cls(**header, steps=tuple(read))
+        return replace(begun, steps=tuple(read))
 
     def replay_(
         self, params: Params, *, state: State = None, first: int = 0, retrace: bool = False
@@ -98,7 +104,8 @@ class Trajectory:
 
         Args:
             params: moved in place.
-            state: of the method before step ``first``; not needed where that is 0.
+            state: of the method before step ``first``, and taken over; where that is 0, None makes
+                a new one.
             first: step that ``params`` stand before.
             retrace: go through the perturbations as well: the live bits, at the noise passes of a
                 live step. Without it what restores drift by is left out.
@@ -113,7 +120,7 @@ class Trajectory:
         method = methods.build(self.method, **self.options)
         if not isinstance(method, Replayable):
             raise ValueError(f"A run of '{self.method}' has no trajectory to replay.")
-        state = method.init(params) if first == 0 else state
+        state = method.init(params) if state is None and first == 0 else state
         for n, step in enumerate(self.steps[first:], start=first):
             seed = derive_seed(self.run_seed, n)
             state = method.replay_(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,12 +52,17 @@ class Settings:
 
     Args:
         restore: "arithmetic" undoes a perturbation by adding its opposite (the textbook form;
-            drifts by a rounding or two); "exact" saves what it perturbs, module by module;
-            "batched" is exact, and evaluates all points of a look in one forward pass.
+            drifts by a rounding or two); "exact" saves what it perturbs, module by module, and
+            draws a direction again for each forward pass of a query (micro-batches, anchor sets,
+            tied weights); "batched" is exact, and evaluates all points of a look in one pass.
         rounding: of updates to 16-bit weights: "nearest", or "stochastic".
-        weight_decay: decoupled; theta loses lr * weight_decay of itself a step.
+        weight_decay: decoupled; theta loses lr * weight_decay of itself a step, with lr as scaled
+            in that step (by SVRG's anchor steps and annealing, and by scale_lr of n-SPSA).
         decay_group: "matrices" leaves biases and norms alone; "all" does not.
-        clip: largest magnitude of a projected gradient; 0 clips nothing.
+        clip: largest magnitude of an estimate's coefficients; 0 clips nothing. That is the
+            projected gradient c of a direction, as it multiplies it: in FZOO the loss difference
+            over N sigma; in MEAZO c over its root mean square; in ``mezo_block`` with unbiased =
+            true c times the number of blocks over those of a step.
 
     """
 
@@ -71,9 +77,10 @@ class Settings:
         pick("restore", self.restore, PERTURBERS)
         pick("rounding", self.rounding, ("nearest", "stochastic"))
         pick("decay_group", self.decay_group, ("matrices", "all"))
-        if self.weight_decay < 0 or self.clip < 0:
+        if not (0 <= self.weight_decay < math.inf and 0 <= self.clip < math.inf):
             raise ValueError(
-                f"weight_decay and clip must be 0 or more, got {self.weight_decay}, {self.clip}."
+                "weight_decay and clip must be finite and 0 or more, got "
+                f"{self.weight_decay}, {self.clip}."
             )
 
     @property
@@ -91,7 +98,7 @@ class Settings:
         return 0 if plain else noise.piece_bytes(params, _WRITTEN)
 
     def clipped(self, estimate: GradientEstimate) -> GradientEstimate:
-        """Clip every projected gradient to [-clip, clip] (in float32, as it is logged)."""
+        """Clip every coefficient to [-clip, clip] (in float32, as it is logged)."""
         if not self.clip:
             return estimate
         bound = float32(self.clip)
@@ -150,7 +157,11 @@ class ZerothOrder(Method):
         lr: float,
         span: Span = no_span,
     ) -> tuple[State, StepInfo]:
-        """Estimate along directions of ``seed``, then update. Theta is untouched on an error."""
+        """Estimate along directions of ``seed``, then update.
+
+        On an error of the objective theta is as found: to the bit with an exact perturber, else
+        up to the drift of its restore.
+        """
         with torch.no_grad():
             plan = self.estimator.plan(params, seed, state[0])
         losses = look(self.settings.perturber, params, objective, plan, span)

@@ -55,10 +55,11 @@ def test_a_dry_run_shows_the_runs_and_makes_none(tiny_suite, tmp_path):
 
 def test_everything_there_is_can_be_listed():
     found = json.loads(zometer("list", "--json").stdout)
-    assert {"suites", "methods", "models", "tasks"} == set(found)
+    assert {"suites", "methods", "models", "tasks", "tunings"} == set(found)
     assert {"zero_shot", "mezo", "ft_sgd", "ft_adamw"} <= set(found["methods"])
     assert "quickstart" in found["suites"] and "opt-66b" in found["models"]
     assert "mr" in zometer("list", "tasks").stdout
+    assert {"full", "lora", "prefix"} <= set(found["tunings"])
 
 
 def test_the_doctor_says_what_is_exact_and_why_not():

@@ -69,6 +69,12 @@ run.steps = 2
     ]
 
 
+def test_one_setting_of_a_tuning_may_be_an_axis(tiny_suite):
+    path = tiny_suite('tuning = ["lora"]\n"tuning_options.r" = [2, 4]\n')
+    cells = suite.load(str(path)).cells
+    assert [c.spec.tuning_options for c in cells] == [{"r": 2}, {"r": 4}] * 2
+
+
 def test_sizes_may_be_written_with_units(tiny_suite):
     path = tiny_suite('memory_limit_bytes = ["1.5 GiB"]\n')
     assert suite.load(str(path)).cells[0].spec.memory_limit_bytes == 3 * 2**29
@@ -93,6 +99,12 @@ def test_sizes_may_be_written_with_units(tiny_suite):
         ("lr = 1e-3", "lr = 1e-3\noptions.eps = nan", "'options.eps"),
         ("lr = 1e-3", 'lr = 1e-3\nprompt = "it_wass"', "Unknown prompt 'it_wass'"),
         ("lr = 1e-3", 'lr = 1e-3\ngroup = "a"', "'group' is no key of a run"),
+        ("lr = 1e-3", 'lr = 1e-3\ntuning = "lorra"', "Did you mean 'lora'"),
+        ("lr = 1e-3", 'lr = 1e-3\ntuning = "lora"\ntuning_options.rr = 2', "'rr'"),
+        ("lr = 1e-3", "lr = 1e-3\ntuning_options.r = inf", "'tuning_options.r'"),
+        ("lr = 1e-3", "lr = 1e-3\ncheckpointing = true", "there is no backward pass"),
+        ("lr = 1e-3", 'lr = 1e-3\nscore = "accuracy"', "has no gradient"),
+        ("lr = 1e-3", 'lr = 1e-3\nlr_schedule = "linaer"', "'lr_schedule'"),
         ("[axes]", "run2 = 3\n[axes]", "Unknown key 'run2'"),
         ("[axes]", "[include]", "'include' must be tables"),
         ("[axes]\n", "[group]\n", "'group' must be tables"),

@@ -53,7 +53,7 @@ def live_bytes() -> type[LiveBytes]:
 
 
 class Block(nn.Module):
-    """Holds some of the tensors; its forward pass is their part of the loss."""
+    """Holds some of the tensors; its forward pass is their part of the loss, once a row."""
 
     def __init__(self, tensors: dict[str, Tensor], target: dict, scale: dict) -> None:
         super().__init__()
@@ -61,12 +61,12 @@ class Block(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor, tensor.requires_grad))
         self.target, self.scale = target, scale
 
-    def forward(self) -> Tensor:
+    def forward(self, rows: Tensor) -> Tensor:  # (R,) -> (R,) float64
         terms = [
             (0.5 * self.scale[n] * (t.to(torch.float64) - self.target[n]) ** 2).sum()
             for n, t in self._parameters.items()
         ]
-        return torch.stack(terms).sum()
+        return torch.stack(terms).sum().expand(len(rows))
 
 
 class Problem(nn.Module):
@@ -102,14 +102,20 @@ class Problem(nn.Module):
         self.head = blocks["head"]
         self.params = Params(self.named_parameters(), self if in_module else None)
         self.calls = 0
-        self.objective = Closure(self.loss, self.loss)
+        self.objective = Closure(self.loss, self.loss, tiled=self.tiled)
 
-    def forward(self) -> Tensor:
-        return torch.stack([block() for block in (*self.layers, self.head)]).sum()
+    def forward(self, rows: Tensor | None = None) -> Tensor:  # (R,) -> (R,) float64, or ()
+        if rows is None:
+            return self(torch.ones(1))[0]
+        return torch.stack([block(rows) for block in (*self.layers, self.head)]).sum(0)
 
     def loss(self) -> Tensor:
-        self.calls += 1
-        return self()
+        return self.tiled(1)[0]
+
+    def tiled(self, copies: int) -> Tensor:
+        """Return the loss of every copy; each counts as a call."""
+        self.calls += copies
+        return self(torch.ones(copies))
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -39,6 +41,7 @@ def test_tied_weights_are_held_once():
         ([("w", torch.zeros(2)), ("w", torch.ones(2))], "twice"),
         ([("w", torch.zeros(2, dtype=torch.int64))], "floating-point"),
         ([("w", torch.zeros(1).expand(4))], "contiguous"),
+        ([("v", torch.zeros(2)), ("w", torch.zeros(3, 0))], r"'w' has no elements .*\(3, 0\)"),
     ],
 )
 def test_params_refuse_what_cannot_be_trained(named, message):
@@ -59,6 +62,14 @@ def test_coefficients_are_float32():
 def test_a_loss_per_example_is_refused():
     with pytest.raises(ValueError, match="shape"):
         finite(torch.zeros(3))
+
+
+@pytest.mark.parametrize("data", ["batch", "anchor"])
+def test_a_micro_batch_that_is_not_averaged_is_refused(data):
+    parts = [(2.0, lambda: torch.ones(())), (2.0, lambda: torch.ones(2))]
+    with pytest.raises(ValueError, match=r"shape \(\), got \(2,\); average it first"):
+        Closure(parts, parts)(data)
+    assert Closure([(1.0, lambda: torch.ones(1)), (3.0, lambda: torch.zeros(()))])() == 0.25
 
 
 def test_an_anchor_must_be_given():
@@ -89,6 +100,15 @@ def test_costs_of_parts_add_up():
         ("mezo", {"eps": "big"}, "must be a float"),
         ("mezo", {"eps": True}, "must be a float"),
         ("mezo", {"eps": 0.0}, "positive"),
+        ("mezo", {"eps": math.inf}, "finite"),
+        ("mezo", {"eps": math.nan}, "finite"),
+        ("mezo", {"clip": math.inf}, "finite"),
+        ("mezo", {"clip": math.nan}, "finite"),
+        ("mezo", {"clip": -1.0}, "0 or more"),
+        ("mezo", {"weight_decay": math.inf}, "finite"),
+        ("mezo", {"weight_decay": math.nan}, "finite"),
+        ("forward_gradient", {"restore": "exact"}, "nothing is restored"),
+        ("forward_gradient", {"restore": "batched"}, "nothing is restored"),
         ("mezo", {"distribution": "gausian"}, "Did you mean 'gaussian'"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -12,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from bench import failures
-from zo_core import Closure, NonFiniteLoss, Params, Term, derive_seed, directions, methods
+from zo_core import (
+    Closure,
+    NonFiniteLoss,
+    Params,
+    Term,
+    derive_seed,
+    directions,
+    first_order,
+    methods,
+)
 from zo_core.base import Distribution, Unsupported, no_span
 from zo_core.estimators.two_point import TwoPoint
 from zo_core.methods import ft_adamw_8bit
@@ -212,6 +222,29 @@ def test_gradients_die_when_a_later_part_is_not_finite():
         method.step_(params, objective, method.init(params), seed=0, lr=0.1)
     assert all(p.grad is None for p in net.parameters())
     assert torch.equal(flat(net), before)
+
+
+def test_losses_are_looked_at_after_the_last_backward_pass(monkeypatch):
+    """A look makes the host wait; between two passes, the device would stand still."""
+    net, seen, real = Net(), [], first_order.finite
+    monkeypatch.setattr(first_order, "finite", lambda loss: seen.append("look") or real(loss))
+
+    @contextmanager
+    def span(phase):
+        yield seen.append(phase)
+
+    method, params = methods.build("ft_sgd"), Params.of(net)
+    _, info = method.step_(params, parts(net), method.init(params), seed=0, lr=0.0, span=span)
+    assert seen == ["forward", "backward"] * 4 + ["look"] * 4 + ["update"]
+    assert info.losses == pytest.approx([float(net(TOKENS).detach())], rel=1e-14)
+
+
+def test_a_loss_that_is_not_one_number_is_refused_as_such():
+    net = Net()
+    method, params = methods.build("ft_sgd"), Params.of(net)
+    objective = Closure(lambda: net(TOKENS).expand(3))
+    with pytest.raises(ValueError, match=r"Expected a loss of shape \(\), got \(3,\)"):
+        method.step_(params, objective, method.init(params), seed=0, lr=0.0)
 
 
 # MeZO as published -------------------------------------------------------------------------------

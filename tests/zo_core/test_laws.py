@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,11 +25,13 @@ from zo_core import (
     methods,
     noise,
 )
-from zo_core.base import Replayable, no_span
+from zo_core.base import Look, Replayable, no_span
 from zo_core.blocks import blocks
-from zo_core.perturbers.in_place import DRIFT_ULPS
+from zo_core.estimators.two_point import TwoPoint
+from zo_core.perturbers.in_place import DRIFT_ULPS, InPlace
 from zo_core.trajectory import TrajectoryWriter
-from zo_core.zeroth_order import ZerothOrder, look
+from zo_core.updates.sgd import Sgd
+from zo_core.zeroth_order import PERTURBERS, ZerothOrder, look
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 METHODS = methods.names()
@@ -40,11 +43,24 @@ VARIANTS: dict[str, list[dict]] = {
         {"rounding": "stochastic", "weight_decay": 0.1, "decay_group": "all"},
     ],
     "zo_sign": [{"weight_decay": 0.1}],
-    "lozo": [{"rank": 1}, {"rank": 1, "interval": 2, "restore": "exact"}],
+    "lozo": [
+        {"rank": 1},
+        {"rank": 1, "interval": 2, "restore": "exact"},
+        {"rank": 1, "restore": "batched"},
+    ],
     "hizoo": [{"smoothing": 1e-3}, {"smoothing": 1e-3, "restore": "exact"}],
-    "fzoo": [{"candidates": 4, "distribution": "gaussian"}, {"clip": 0.5}],
-    "meazo": [{"beta": 0.9, "clip": 2.0}],
-    "mezo": [{"rounding": "stochastic"}, {"weight_decay": 0.1}, {"clip": 2.0}],
+    "fzoo": [
+        {"candidates": 4, "distribution": "gaussian"},
+        {"clip": 0.5},
+        {"candidates": 4, "restore": "batched"},
+    ],
+    "meazo": [{"beta": 0.9, "clip": 2.0}, {"weight_decay": 0.1}],
+    "mezo": [
+        {"rounding": "stochastic"},
+        {"weight_decay": 0.1},
+        {"clip": 2.0},
+        {"restore": "batched"},
+    ],
     "mezo_n_spsa": [{"samples": 2, "growth_steps": 2, "scale_lr": True}],
     "mezo_block": [
         {"unbiased": True, "weight_decay": 0.1},
@@ -56,6 +72,7 @@ VARIANTS: dict[str, list[dict]] = {
         {"storage": "dense"},
         {"period": 3, "anneal": 3.0, "anneal_every": 2},
         {"storage": "dense", "period": 4, "weight_decay": 0.1, "restore": "exact"},
+        {"storage": "dense", "restore": "batched"},
         {"clip": 2.0},
     ],
     "mezo_svrg_released": [
@@ -93,6 +110,9 @@ REFUSED = {("ft_adamw_8bit", torch.float64): "its kernel takes float32 and less"
 
 TRAINS_NOTHING = ("zero_shot", "in_context_learning")
 
+PERTURBS_NOTHING = "forward_gradient"
+"""A zeroth-order method that refuses to be told how to restore."""
+
 
 def biased(name: str, options: dict) -> bool:
     return bool(importlib.import_module(f"zo_core.methods.{name}").BIAS) or "clip" in options
@@ -100,6 +120,7 @@ def biased(name: str, options: dict) -> bool:
 
 EXPECTED = {
     "hizoo": None,
+    "meazo": lambda gradient, p, method: gradient / method.estimator.zeta,
     "fzoo": None,
     "mezo_block": lambda gradient, p, method: gradient * share_of_blocks(p, method),
     "mezo_expectation_modified": lambda gradient, p, method: gradient / block_scales(p, method),
@@ -114,6 +135,7 @@ A method whose ``BIAS`` is not empty says here what it estimates instead; None: 
 
 LAW_1_OPTIONS: dict[str, dict] = {
     "lozo": {"interval": 1},
+    "meazo": {"zeta": 1e6},  # beside which the root, which hangs on the draw, is nothing
     "mezo_svrg": {"period": 1},
     "sparse_mezo": {"restore": "exact"},  # the entry at the threshold drifts across it
 }
@@ -185,7 +207,7 @@ def cases(kind: type = object) -> list:
         missing = [p for p in requires(name) if importlib.util.find_spec(p) is None]
         marks = pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
         variants = [{}, *VARIANTS.get(name, [])]
-        if isinstance(method, Replayable):
+        if isinstance(method, Replayable) and name != PERTURBS_NOTHING:
             variants.append({"restore": "exact"})
         for options in variants:
             label = ",".join(f"{k}={v}" for k, v in options.items())
@@ -200,6 +222,23 @@ TRAINS = [c for c in ALL if c.id not in TRAINS_NOTHING]
 
 def build(name: str, **options):
     return methods.build(name, **options)
+
+
+def mezo_with(**parts):
+    """Return MeZO with parts that are wrong on purpose, for the laws to bite."""
+    return replace(build("mezo"), **parts)
+
+
+def broken():
+    """Expect the check of a law to fail."""
+    return pytest.raises((AssertionError, pytest.fail.Exception))
+
+
+def keeps_bits(name, method) -> bool:
+    """Whether an error of the objective is promised to leave theta to the bit."""
+    if name == PERTURBS_NOTHING or not isinstance(method, Replayable):
+        return True
+    return method.settings.perturber.exact
 
 
 def flat_estimate(estimate: GradientEstimate, params: Params) -> torch.Tensor:
@@ -292,10 +331,12 @@ def test_directions_have_unit_covariance(distribution):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name,options", ZEROTH)
 def test_estimate_leaves_theta_as_found(name, options, dtype, problem):
-    p = problem(dtype)
+    leaves_theta_as_found(build(name, **options), problem(dtype), dtype)
+
+
+def leaves_theta_as_found(method, p, dtype):
     before = {n: t.detach().clone() for n, t in p.tensors.items()}
     largest = {n: t.abs().double() for n, t in before.items()}
-    method = build(name, **options)
     state = method.estimator.init(p.params)
     for step in range(3):  # an estimator may look elsewhere in its second step
         plan = method.estimator.plan(p.params, step, state)
@@ -321,6 +362,24 @@ def test_estimate_leaves_theta_as_found(name, options, dtype, problem):
         )
 
 
+class ForgetsTheLastMove(InPlace):
+    def losses(self, params, objective, look, span=no_span):
+        seen = super().losses(params, objective, look, span)
+        look.distribution.add_(params, look.points[-1])
+        return seen
+
+
+class SaysThatItIsExact(InPlace):
+    exact = True
+
+
+@pytest.mark.parametrize("wrong", [ForgetsTheLastMove(), SaysThatItIsExact()], ids=repr)
+def test_the_second_law_bites(wrong, problem, monkeypatch):
+    monkeypatch.setitem(PERTURBERS, "arithmetic", wrong)
+    with broken():
+        leaves_theta_as_found(build("mezo"), problem(), torch.float32)
+
+
 @pytest.mark.parametrize("name,options", REPLAYABLE)
 def test_theta_is_put_back_when_the_objective_raises(name, options, problem):
     p = problem(torch.float64)
@@ -330,13 +389,18 @@ def test_theta_is_put_back_when_the_objective_raises(name, options, problem):
     _, info = method.step_(whole.params, whole.objective, state, seed=1, lr=0.1)
     calls = iter([torch.tensor(1.0)] * (info.queries - 1))  # cost tells of the dearest step
 
-    def objective():
-        p()
-        return next(calls, torch.tensor(float("nan")))
+    def tiled(copies):
+        p.tiled(copies)
+        return torch.stack([next(calls, torch.tensor(float("nan"))) for _ in range(copies)])
 
-    closure = Closure(objective, objective)
+    def objective():
+        return tiled(1)[0]
+
+    closure = Closure(objective, objective, tiled=tiled)
     with pytest.raises(NonFiniteLoss):
         method.step_(p.params, closure, method.init(p.params), seed=1, lr=0.1)
+    if keeps_bits(name, method):
+        assert torch.equal(p.flat(), before)
     assert torch.allclose(p.flat(), before, rtol=0, atol=1e-14)
 
 
@@ -344,7 +408,10 @@ def test_theta_is_put_back_when_the_objective_raises(name, options, problem):
 
 
 def train(p, name, seed=0, steps=5, lr=0.0, **options):
-    method, lr = build(name, **options), lr or LR.get(name, 0.02)
+    return trained(build(name, **options), p, seed, steps, lr or LR.get(name, 0.02))
+
+
+def trained(method, p, seed=0, steps=5, lr=0.02):
     state = method.init(p.params)
     for step in range(steps):
         step_seed = derive_seed(seed, step)
@@ -360,15 +427,71 @@ def test_one_seed_one_trajectory(name, options, dtype, problem):
     if dtype == torch.float16:
         options = {**IN_FLOAT16.get(name, {}), **options}
     needs = build(name).needs_gradient
-    threads = torch.get_num_threads()
+    hangs_on_the_seed_alone(lambda: train(problem(dtype, needs), name, **options))
+
+
+def hangs_on_the_seed_alone(run, threads=(1, 2, 2)):
+    """Check that ``run()`` returns the same bits again, for any number of threads."""
+    usual = torch.get_num_threads()
     ends = []
     try:
-        for n in (1, 2, 2):
+        for n in threads:
             torch.set_num_threads(n)
-            ends.append(train(problem(dtype, needs), name, **options))
+            ends.append(run())
     finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[1], ends[2])
+        torch.set_num_threads(usual)
+    assert all(torch.equal(end, ends[0]) for end in ends[1:])
+
+
+class Large:
+    """More elements than a piece holds, and a loss that no number of threads changes."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(6)
+        tensors = [torch.randn(shape, generator=generator) for shape in ((600, 500), (500,))]
+        self.params = Params(zip(("layers.0.weight", "layers.0.bias"), tensors, strict=True))
+        self.objective = Closure(self.loss, self.loss)
+
+    def loss(self):
+        seen = torch.cat([t.reshape(-1)[-600:] for t in self.params.tensors])
+        return seen.double().square().sum()  # far below what torch sums in one thread
+
+    def flat(self):
+        return torch.cat([t.reshape(-1).clone() for t in self.params.tensors])
+
+
+@pytest.mark.parametrize(
+    "name,options",
+    [
+        ("mezo_adam", {}),
+        ("hizoo", {"smoothing": 1e-3}),
+        ("lozo", {}),
+        ("mezo_svrg", {"storage": "dense"}),
+    ],
+)
+def test_one_seed_one_trajectory_over_several_pieces(name, options):
+    assert Large().params.elements > noise.piece_of(torch.device("cpu"))
+    method = build(name, **options)
+    hangs_on_the_seed_alone(lambda: trained(method, Large(), steps=3, lr=1e-4), (1, 2, 3))
+
+
+class AddsGlobalNoise(Sgd):
+    def apply_(self, params, estimate, state, lr, write):
+        for p in params:
+            p.tensor.add_(torch.randn(p.tensor.shape).to(p.tensor.dtype), alpha=1e-3)
+        return super().apply_(params, estimate, state, lr, write)
+
+
+class CountsThreads(Sgd):
+    def apply_(self, params, estimate, state, lr, write):
+        lr = lr * (1 + 1e-3 * torch.get_num_threads())
+        return super().apply_(params, estimate, state, lr, write)
+
+
+@pytest.mark.parametrize("wrong", [AddsGlobalNoise(), CountsThreads()], ids=repr)
+def test_the_third_law_bites(wrong, problem):
+    with broken():
+        hangs_on_the_seed_alone(lambda: trained(mezo_with(update=wrong), problem()))
 
 
 @pytest.mark.parametrize("name,options", REPLAYABLE)
@@ -400,33 +523,61 @@ def test_neighbours_get_different_directions(distribution):
 
 @pytest.mark.parametrize("name,options", ALL)
 def test_global_random_streams_are_untouched(name, options, problem):
+    p = problem(requires_grad=build(name).needs_gradient)
+    leaves_streams_alone(build(name, **options), p)
+
+
+def leaves_streams_alone(method, p):
     def streams():
         return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
 
     before = streams()
-    train(problem(requires_grad=build(name).needs_gradient), name, **options)
+    trained(method, p)
     assert streams() == before
 
 
 @pytest.mark.parametrize("name,options", ALL)
 def test_frozen_entries_are_bit_identical(name, options):
+    moved = leaves_frozen_tensors_alone(build(name, **options))
+    assert moved == (name not in TRAINS_NOTHING)
+
+
+def leaves_frozen_tensors_alone(method) -> bool:
+    """Check it, and return whether a tensor that is not frozen has moved."""
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
     module[0].weight.requires_grad_(False)
     frozen = module[0].weight.detach().clone()
     moved = module[1].weight.detach().clone()
-    method, params = build(name, **options), Params.of(module)
+    params = Params.of(module)
     x = torch.randn(8, 4)
     state = method.init(params)
 
     def loss():
-        return module(x).square().mean()
+        return tiled(1)[0]
+
+    def tiled(copies):
+        return module(x.repeat(copies, 1)).square().view(copies, -1).mean(1)
 
     for step in range(4):
-        closure = Closure(loss, loss)
+        closure = Closure(loss, loss, tiled=tiled)
         state, _ = method.step_(params, closure, state, seed=step, lr=0.1)
     assert torch.equal(module[0].weight, frozen)
-    assert torch.equal(module[1].weight, moved) == (name in TRAINS_NOTHING)
+    return not torch.equal(module[1].weight, moved)
+
+
+class MovesAllOfTheModule(Sgd):
+    def apply_(self, params, estimate, state, lr, write):
+        for tensor in params.module.parameters():
+            tensor.add_(1e-3)
+        return super().apply_(params, estimate, state, lr, write)
+
+
+def test_the_fourth_law_bites(problem):
+    with broken():
+        leaves_streams_alone(mezo_with(update=AddsGlobalNoise()), problem())
+    with broken():
+        leaves_frozen_tensors_alone(mezo_with(update=MovesAllOfTheModule()))
 
 
 # 5 -----------------------------------------------------------------------------------------------
@@ -435,7 +586,10 @@ def test_frozen_entries_are_bit_identical(name, options):
 @pytest.mark.parametrize("name,options", ALL)
 def test_queries_are_the_calls_of_the_objective(name, options, problem):
     method = build(name, **options)
-    p = problem(requires_grad=method.needs_gradient)
+    asks_as_declared(method, problem(requires_grad=method.needs_gradient))
+
+
+def asks_as_declared(method, p):
     declared = method.cost(p.params)
     state = method.init(p.params)
     most = 0
@@ -450,8 +604,10 @@ def test_queries_are_the_calls_of_the_objective(name, options, problem):
 
 @pytest.mark.parametrize("name,options", REPLAYABLE)
 def test_noise_is_drawn_as_often_as_declared(name, options, problem, monkeypatch):
-    p = problem()
-    method = build(name, **options)
+    draws_as_declared(build(name, **options), problem(), monkeypatch)
+
+
+def draws_as_declared(method, p, monkeypatch):
     state = method.init(p.params)
     drawn = 0
     real = noise._pick
@@ -474,33 +630,87 @@ def test_noise_is_drawn_as_often_as_declared(name, options, problem, monkeypatch
     assert most <= declared
 
 
+class AsksOnceMore(TwoPoint):
+    def plan(self, params, seed, state):
+        plan = super().plan(params, seed, state)
+        return replace(plan, looks=(*plan.looks, Look(self.distribution, ((),))))
+
+    def estimate(self, plan, losses, state):
+        return super().estimate(plan, losses[:2], state)
+
+
+class DeclaresNoNoise(TwoPoint):
+    def cost(self, params, perturber):
+        return replace(super().cost(params, perturber), noise_passes=0)
+
+
+def test_the_fifth_law_bites(problem, monkeypatch):
+    gaussian = directions.build("gaussian")
+    with broken():
+        asks_as_declared(mezo_with(estimator=AsksOnceMore(1e-3, gaussian)), problem())
+    with broken():
+        wrong = mezo_with(estimator=DeclaresNoNoise(1e-3, gaussian))
+        draws_as_declared(wrong, problem(), monkeypatch)
+
+
 # 6 -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("in_module", [False, True], ids=["tensors", "module"])
 @pytest.mark.parametrize("name,options", ALL)
-def test_scratch_and_state_are_as_declared(name, options, in_module, live_bytes):
-    method = build(name, **options)
+def test_scratch_and_state_are_as_declared(name, options, in_module, dtype, live_bytes):
+    if options.get("restore") == "batched" and not in_module:
+        pytest.skip("tensors of no module are refused, which is tested elsewhere")
+    takes_memory_as_declared(build(name, **options), in_module, dtype, live_bytes)
+
+
+def takes_memory_as_declared(method, in_module, dtype, live_bytes):
     module = torch.nn.Sequential(
         torch.nn.Linear(1000, 1000), torch.nn.Linear(1000, 300), torch.nn.Linear(300, 1)
     )
-    module.requires_grad_(method.needs_gradient)
+    module.to(dtype).requires_grad_(method.needs_gradient)
     params = Params(module.named_parameters(), module if in_module else None)
-    x = torch.ones(1, 1000)
+    x = torch.ones(1, 1000, dtype=dtype)
 
     def loss():
-        return module(x).sum()
+        return tiled(1)[0]
 
-    objective = Closure(loss, loss)
+    def tiled(copies):
+        return module(x.expand(copies, -1)).float().sum(1)
+
+    objective = Closure(loss, loss, tiled=tiled)
     cost = method.cost(params)
     slack = 64 << 10  # activations, losses and sums of single numbers
     with live_bytes() as counter:
         state = method.init(params)
         for step in range(3):
-            state, _ = method.step_(params, objective, state, seed=step, lr=0.0)
+            # Not 0: a method that keeps the best of theta and a step would never write.
+            state, _ = method.step_(params, objective, state, seed=step, lr=1e-5)
     assert counter.live <= cost.state_bytes + slack
     assert counter.peak <= cost.state_bytes + cost.scratch_bytes + slack
     assert counter.live >= 0.99 * cost.state_bytes, "declares more than it keeps"
+
+
+class KeepsABuffer(Sgd):
+    def init(self, params):
+        return [torch.zeros_like(p.tensor) for p in params]
+
+
+class CopiesTheWeights(Sgd):
+    def apply_(self, params, estimate, state, lr, write):
+        copies = [p.tensor.double() for p in params]
+        write.terms_(params, estimate.distribution, estimate.terms)
+        for p, copy in zip(params, copies, strict=True):
+            p.tensor.copy_(copy)
+        return state, None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("wrong", [KeepsABuffer(), CopiesTheWeights()], ids=repr)
+def test_the_sixth_law_bites(wrong, dtype, live_bytes):
+    with broken():
+        takes_memory_as_declared(mezo_with(update=wrong), False, dtype, live_bytes)
 
 
 @pytest.mark.parametrize("name", ["ft_sgd", "ft_sgd_momentum", "ft_adamw"])
@@ -548,8 +758,14 @@ LAW_8_OPTIONS: dict[str, dict] = {
 @pytest.mark.parametrize("name,options", TRAINS)
 def test_loss_falls(name, options, problem):
     p = problem(requires_grad=build(name).needs_gradient)
-    before, least = p.loss().item(), least_loss(p, build(name, **options))
-    train(p, name, steps=200, **{**LAW_8_OPTIONS.get(name, {}), **options})
+    options = {**LAW_8_OPTIONS.get(name, {}), **options}
+    lr = options.pop("lr", LR.get(name, 0.02))
+    lowers_the_loss(build(name, **options), p, lr)
+
+
+def lowers_the_loss(method, p, lr):
+    before, least = p.loss().item(), least_loss(p, method)
+    trained(method, p, steps=200, lr=lr)
     assert p.loss().item() - least < 0.5 * (before - least)
 
 
@@ -558,11 +774,46 @@ def test_loss_falls(name, options, problem):
 def test_a_loss_that_is_not_finite_is_raised(name, options, value, problem):
     method = build(name, **options)
     p = problem(requires_grad=method.needs_gradient)
+    raises_what_is_not_finite(method, p, value, keeps_bits(name, method))
+
+
+def raises_what_is_not_finite(method, p, value, to_the_bit):
     before = p.flat()
-    objective = Closure(lambda: p.loss() * value, lambda: p.loss() * value)
+
+    def tiled(copies):
+        return p.tiled(copies) * value
+
+    objective = Closure(lambda: tiled(1)[0], lambda: tiled(1)[0], tiled=tiled)
     with pytest.raises(NonFiniteLoss, match="loss"):
         method.step_(p.params, objective, method.init(p.params), seed=1, lr=0.1)
+    if to_the_bit:
+        assert torch.equal(p.flat(), before)
     assert torch.allclose(p.flat(), before, atol=1e-6)
+
+
+class GoesUphill(Sgd):
+    def apply_(self, params, estimate, state, lr, write):
+        return super().apply_(params, estimate, state, -lr, write)
+
+
+class AveragesItAway(InPlace):
+    def losses(self, params, objective, look, span=no_span):
+        try:
+            return super().losses(params, objective, look, span)
+        except NonFiniteLoss:
+            return [0.0] * len(look.points)
+
+
+def test_the_eighth_law_bites(problem, monkeypatch):
+    with broken():
+        lowers_the_loss(mezo_with(update=GoesUphill()), problem(), 0.02)
+    far = build("mezo", eps=0.3)  # so that some entry drifts
+    raises_what_is_not_finite(far, problem(), math.nan, to_the_bit=False)
+    with broken():
+        raises_what_is_not_finite(far, problem(), math.nan, to_the_bit=True)
+    monkeypatch.setitem(PERTURBERS, "arithmetic", AveragesItAway())
+    with broken():
+        raises_what_is_not_finite(build("mezo"), problem(), math.nan, to_the_bit=False)
 
 
 # 9 -----------------------------------------------------------------------------------------------
@@ -571,11 +822,14 @@ def test_a_loss_that_is_not_finite_is_raised(name, options, value, problem):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name,options", REPLAYABLE)
 def test_a_replayed_trajectory_gives_the_live_weights(name, options, dtype, problem, tmp_path):
+    replays_to_the_live_weights(name, options, dtype, problem, tmp_path / "trajectory.bin")
+
+
+def replays_to_the_live_weights(name, options, dtype, problem, path):
     live, plain, exact = problem(dtype), problem(dtype), problem(dtype)
     steps, lr, run_seed = 30, LR.get(name, 0.02), 9
     method = build(name, **options)
     state = method.init(live.params)
-    path = tmp_path / "trajectory.bin"
     with TrajectoryWriter(path, Trajectory(name, options, lr, run_seed)) as log:
         for step in range(steps):
             seed = derive_seed(run_seed, step)
@@ -590,6 +844,34 @@ def test_a_replayed_trajectory_gives_the_live_weights(name, options, dtype, prob
         moves = steps * method.cost(live.params).noise_passes
         drift = moves * torch.finfo(dtype).eps * 4  # of restores; entries are below 4
         assert (live.flat() - plain.flat()).abs().max() <= drift
+
+
+class ReplaysAnotherSeed(ZerothOrder):
+    def replay_(self, params, terms, state, **told):
+        return super().replay_(
+            params, [Term(t.seed + 1, t.coefficient) for t in terms], state, **told
+        )
+
+
+class RetracesNothing(InPlace):
+    def retrace_(self, params, look):
+        pass
+
+
+def test_the_ninth_law_bites(problem, monkeypatch, tmp_path):
+    def check():
+        path = tmp_path / "trajectory.bin"
+        replays_to_the_live_weights("mezo", {}, torch.float32, problem, path)
+
+    check()
+    right = build("mezo")
+    with monkeypatch.context() as patch, broken():
+        wrong = ReplaysAnotherSeed(right.estimator, right.update, right.settings)
+        patch.setattr(methods, "build", lambda name, **options: wrong)
+        check()
+    with monkeypatch.context() as patch, broken():
+        patch.setitem(PERTURBERS, "arithmetic", RetracesNothing())
+        check()
 
 
 @pytest.mark.parametrize("name,options", REPLAYABLE)

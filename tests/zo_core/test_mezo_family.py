@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -22,6 +24,7 @@ from zo_core.estimators.block_scaled import LEAST, normalised, sum_of_squares
 from zo_core.structured.block import OnBlocks
 from zo_core.structured.scaled import Scaled
 from zo_core.trajectory import TrajectoryWriter
+from zo_core.writing import observed
 from zo_core.zeroth_order import look
 
 GAUSSIAN = directions.build("gaussian")
@@ -340,6 +343,22 @@ def test_structured_directions_are_written_as_they_are_drawn(name, problem):
     list(steps(methods.build(name), whole, 3))
     list(steps(methods.build(name, rounding="stochastic"), by_pieces, 3))
     assert torch.equal(whole.flat(), by_pieces.flat())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", ["stochastic", "observed"])
+def test_blocks_that_are_not_chosen_keep_every_bit(way, dtype):
+    tensors = {f"layers.{n}.weight": torch.full((4, 3), -0.0, dtype=dtype) for n in range(3)}
+    params = Params(tensors.items())
+    method = methods.build("mezo_block", order="cyclic", restore="exact")
+    if way == "stochastic":
+        method = method.configured(rounding="stochastic")
+    objective = Closure(lambda: sum(t.double().sum() for t in tensors.values()))
+    with observed(lambda *_: None) if way == "observed" else nullcontext():
+        method.step_(params, objective, method.init(params), seed=1, lr=0.1)
+    moved, *rest = tensors.values()
+    assert (moved != 0).all()
+    assert all((t == 0).all() and t.signbit().all() for t in rest)
 
 
 # scaled by block ---------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from scipy import stats
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zo_core import Params, noise
-from zo_core.base import Term
+from zo_core.base import Param, Term
+from zo_core.directions.gaussian import Gaussian
 from zo_core.noise import cpu, philox, reference
 
 ROOT = Path(__file__).parents[2]
@@ -298,8 +299,8 @@ def test_pieces_are_the_stream_of_the_whole(dtype, monkeypatch):
     monkeypatch.setattr(noise, "PIECE", 1000)
     tensors = [torch.zeros(0), torch.zeros(50, 30), torch.zeros(2, 1100), torch.zeros(())]
     strided = torch.zeros(30, 50).t()
-    params = Params((str(i), t.to(dtype)) for i, t in enumerate([*tensors, strided]))
-    copies = Params((str(i), p.tensor.clone()) for i, p in enumerate(params))
+    params = [Param(str(i), t.to(dtype), i) for i, t in enumerate([*tensors, strided])]
+    copies = [Param(p.name, p.tensor.clone(), p.key) for p in params]
     noise.add_(params, "gaussian", TERMS["three"])
     for piece in noise.pieces(copies):
         assert piece.part.dim() == 1 and piece.part.numel() <= 1000
@@ -329,14 +330,70 @@ def test_errors_say_what_is_wrong(monkeypatch):
         noise.add_(Params([("p", meta)]), "gaussian", TERMS["one"], "numba")
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda", "meta"])
-def test_fake_tensors_cost_one_chunk(device):
+@pytest.mark.parametrize("tensors", ["plain", "strided"])
+@pytest.mark.parametrize("work", ["add_", "pieces"])
+def test_a_traced_pass_over_fake_weights_takes_the_scratch_of_a_live_one(
+    work, tensors, live_bytes, monkeypatch
+):
+    """As long as it is longer than a piece, a tensor's size does not matter."""
+    monkeypatch.setattr(cpu, "available", lambda: "not here")  # torch alone shows what it takes
+
+    def peak(rows: int) -> int:
+        matrix = torch.empty(rows, 2048)  # rows begin where blocks of noise do
+        tensor = matrix if tensors == "plain" else torch.empty(2048, rows).t()
+        with live_bytes() as meter:
+            _walk(work, Params([("w", tensor)]))
+        return meter.peak
+
+    live = peak(200)
+    with FakeTensorMode():
+        assert peak(10**6) == live
+    assert live > 4 * 2**18
+
+
+@pytest.mark.parametrize("work", ["add_", "pieces"])
+@pytest.mark.parametrize("device", ["cuda", "meta"])
+def test_a_traced_pass_over_a_device_takes_its_sweep_and_its_piece(device, work, live_bytes):
     if device == "cuda" and not torch.backends.cuda.is_built():
         pytest.skip("fake CUDA tensors need a torch that is built for CUDA")
     with FakeTensorMode():
         huge = torch.nn.Parameter(torch.empty(50_000, 70_000, device=device))
-        noise.add_(Params([("w", huge), ("v", huge.detach().t())]), "gaussian", TERMS["three"])
+        params = Params([("w", huge)])
+        with live_bytes() as meter:
+            _walk(work, params)
+    pieces = noise.piece_bytes(params, 1) if work == "pieces" else 0
+    assert 0.9 * (pieces + noise.scratch_bytes(params)) < meter.peak
+    assert meter.peak <= pieces + noise.scratch_bytes(params)
     assert noise.kernel_in_use(torch.device("cuda"))[0] == "torch"
+
+
+def _walk(work: str, params: Params) -> None:
+    if work == "add_":
+        noise.add_(params, "gaussian", TERMS["three"])
+    else:
+        noise.add_by_pieces_(params, Gaussian(), TERMS["three"])
+
+
+def test_a_piece_is_larger_where_a_launch_costs_more(monkeypatch):
+    host, device = torch.empty(10**7), torch.empty(10**7, device="meta")
+    assert noise.piece_of(host.device) == noise.PIECE == 2**18
+    assert noise.piece_of(torch.device("cuda")) == noise.DEVICE_PIECE == 2**22
+    assert noise.piece_bytes(Params([("w", host)]), 3) == 3 * 4 * 2**18
+    assert noise.piece_bytes(Params([("w", host), ("v", device)]), 3) == 3 * 4 * 2**22
+    for tensor in (device.view(10, -1).t(), host.view(10, -1).t()):
+        copy = 4 * noise.piece_of(tensor.device)
+        plain = noise.scratch_bytes(Params([("w", tensor.t())]))
+        assert noise.scratch_bytes(Params([("w", tensor)])) - plain == copy
+    (piece,) = noise.pieces(Params([("w", device)]))
+    assert piece.part.numel() == 2**22
+
+
+def test_borders_are_where_pieces_begin(monkeypatch):
+    monkeypatch.setattr(noise, "PIECE", 1000)
+    tensors = [torch.zeros(0), torch.zeros(5000), torch.zeros(2, 1100), torch.zeros(1100, 2).t()]
+    for tensor in (*tensors, torch.zeros(30, 50).t()):
+        param = Param("w", tensor, 1)
+        assert noise.borders(param) == [piece.first for piece in noise.pieces([param])]
 
 
 @pytest.mark.parametrize("name", reference.LAWS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -17,7 +18,7 @@ from zo_core.estimators.restricted import Restricted
 from zo_core.estimators.small_weights import SmallEntries
 from zo_core.perturbers.standing_at import standing_at
 from zo_core.structured import magnitude
-from zo_core.structured.gathered import Gathered
+from zo_core.structured.gathered import Chosen, Gathered
 from zo_core.structured.masks import DenseMask, PackedMask, SmallWeights
 from zo_core.trajectory import TrajectoryWriter
 from zo_core.updates.sgd import Sgd
@@ -371,10 +372,10 @@ def test_three_storages_of_the_mask_give_the_same_bits(dtype, problem):
 
 
 MASKED = [
-    ("sparse_mezo", {"trained_fraction": 0.5}),
-    ("sparse_mezo", {"trained_fraction": 0.5, "storage": "packed"}),
-    ("sparse_mezo", {"trained_fraction": 0.5, "storage": "packed", "restore": "exact"}),
-    ("sparse_mezo", {"trained_fraction": 0.5, "storage": "dense", "rounding": "stochastic"}),
+    ("sparse_mezo", {"trained_fraction": 0.6}),
+    ("sparse_mezo", {"trained_fraction": 0.6, "storage": "packed"}),
+    ("sparse_mezo", {"trained_fraction": 0.6, "storage": "packed", "restore": "exact"}),
+    ("sparse_mezo", {"trained_fraction": 0.6, "storage": "dense", "rounding": "stochastic"}),
     ("random_mask_mezo", {}),
     ("random_mask_mezo", {"resample": False, "restore": "exact", "rounding": "stochastic"}),
     ("static_sparse_mezo", {"trained_fraction": 0.3}),
@@ -470,6 +471,43 @@ def test_stored_mask_is_held_between_refreshes(problem):
     assert trained[2] > trained[3] > trained[6], "entries grow past the threshold, and freeze"
 
 
+class Lora(torch.nn.Module):
+    """B A, of which B begins at zero, and its distance from a matrix of ones."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        self.A = torch.nn.Parameter(torch.randn(2, 6, generator=generator))
+        self.B = torch.nn.Parameter(torch.zeros(5, 2))
+
+    def forward(self):
+        return (self.B @ self.A - 1).square().sum()
+
+
+@pytest.mark.parametrize("storage", ["in_forward", "packed", "dense"])
+def test_a_tensor_that_begins_at_zero_is_trained_for_good(storage):
+    module = Lora()
+    params, objective = Params.of(module), Closure(module)
+    method = methods.build("sparse_mezo", storage=storage, restore="exact")
+    state, moved = method.init(params), 0
+    assert method.trained_entries(params, state) == 10 + 3
+    for n in range(50):
+        before = module.B.detach().clone()
+        state, _ = method.step_(params, objective, state, seed=n, lr=1e-3)
+        moved += int((module.B != before).all())
+    assert moved == 50
+    assert method.trained_entries(params, state) >= 10
+
+
+def test_masks_are_unpacked_without_a_word_from_the_host(host_is_away):
+    param = Param("w", torch.randn(37), 1)
+    packed = PackedMask.empty((param,))
+    with host_is_away():
+        packed.write_((param,), SmallWeights({1: 0.5}))
+        (frozen,) = [packed.frozen(piece) for piece in noise.pieces((param,))]
+    assert torch.equal(frozen, param.tensor.abs() > 0.5)
+
+
 def test_sparse_masks_refuse_what_would_spoil_them():
     with pytest.raises(ValueError, match="restore = 'exact', or storage = 'packed'"):
         methods.build("sparse_mezo", restore="arithmetic")
@@ -505,6 +543,14 @@ def test_order_statistic_is_that_of_sorting(dtype):
         for k in {1, size.numel(), size.numel() // 2 + 1, size.numel() // 7 + 1}:
             expected = float(size.double().kthvalue(k).values)
             assert magnitude.kth_magnitude(Param("w", values, 1), k) == expected
+
+
+@pytest.mark.parametrize("elements", [1, 10, 1000])
+def test_at_least_one_entry_is_trained_however_small_the_fraction(elements):
+    assert magnitude.count_of(1e-12, elements) == 1
+    params = Params([("w", torch.arange(1.0, 1.0 + elements))])
+    method = methods.build("static_sparse_mezo", trained_fraction=1e-12)
+    assert method.trained_entries(params, method.init(params)) == 1
 
 
 @pytest.mark.parametrize("storage", ["in_forward", "packed", "dense"])
@@ -560,12 +606,12 @@ def test_chosen_entries_are_those_of_a_stable_sort(criterion, piece, monkeypatch
         size = param.tensor.reshape(-1).abs()
         order = torch.sort(size, descending=criterion == "largest", stable=True).indices
         expected = order[: math.ceil(0.3 * len(size))].sort().values
-        places = state[0][param.key]
+        places = state[0][param.key].places
         assert places.tolist() == expected.tolist() and places.dtype == torch.int32
     assert method.trained_entries(params, state) == sum(
         math.ceil(0.3 * t.numel()) for t in tensors
     )
-    kept = sum(places.nbytes for places in state[0].values())
+    kept = sum(chosen.places.nbytes for chosen in state[0].values())
     assert method.cost(params).state_bytes == kept
 
 
@@ -584,21 +630,39 @@ def test_gathered_draws_what_it_adds(piece, monkeypatch):
     monkeypatch.setattr(noise, "PIECE", piece)
     tensors = [torch.zeros(50), torch.zeros(6, 7).t()]
     params = Params((str(n), t) for n, t in enumerate(tensors))
-    chosen = {
-        params[0].key: torch.tensor([0, 3, 10, 11, 12, 49], dtype=torch.int32),
-        params[1].key: torch.tensor([41], dtype=torch.int32),
-    }
+    places = [torch.tensor(p, dtype=torch.int32) for p in ([0, 3, 10, 11, 12, 49], [41])]
+    chosen = {p.key: Chosen.of(p, c) for p, c in zip(params, places, strict=True)}
     along, terms = Gathered(Gaussian(), chosen), [Term(5, 1.0), Term(6, -2.0)]
     along.add_(params, terms)
     for part in noise.pieces(params):
         assert torch.equal(along.draw(Piece(part.param, part.part, part.first), terms), part.part)
-    for param in params:
+    for param, of_tensor in zip(params, places, strict=True):
         stream = noise.reference.sample
-        k = len(chosen[param.key])
+        k = len(of_tensor)
         expected = stream("gaussian", 5, param.key, k) - 2 * stream("gaussian", 6, param.key, k)
         flat = param.tensor.reshape(-1)
-        assert torch.allclose(flat[chosen[param.key].long()], expected, rtol=1e-6)
+        assert torch.allclose(flat[of_tensor.long()], expected, rtol=1e-6)
         assert int((flat != 0).sum()) == k
+
+
+@pytest.mark.parametrize("shape", [(50, 40), (2000,)])
+def test_chosen_entries_are_counted_once_and_no_piece_waits(shape, host_is_away, monkeypatch):
+    monkeypatch.setattr(noise, "PIECE", 60)
+    params = Params([("w", torch.randn(shape)), ("v", torch.randn(50, 40).t())])
+    method = methods.build("static_sparse_mezo", trained_fraction=0.1)
+    state, terms = method.init(params), [Term(5, 1.0), Term(6, -2.0)]
+    along = method.estimator.support.restricted(Gaussian(), params, 1, state[0])
+    with host_is_away():
+        drawn = [along.draw(piece, terms) for piece in noise.pieces(params)]
+        along.add_(params, terms)
+    assert len(drawn) > 60 and sum(int((d != 0).sum()) for d in drawn) == 400
+
+
+def test_the_last_place_of_a_tensor_may_be_the_last_of_its_index():
+    """2^31 entries are the most that int32 can index, and 2^31 itself is no int32."""
+    param = Param("w", torch.empty(1).expand(2**31), 1)
+    chosen = Chosen.of(param, torch.tensor([0, 2**31 - 1], dtype=torch.int32))
+    assert chosen.between(2**31 - noise.PIECE, 2**31) == (1, 2)
 
 
 @pytest.mark.parametrize("name,options", MASKED)
@@ -625,6 +689,28 @@ def test_fake_tensors_pass_through(name, options):
                 one.distribution.add_(params, one.points[0])
         for part in noise.pieces(params):
             plan.distribution.draw(part, [Term(1, 1.0)])
+
+
+@pytest.fixture
+def host_is_away(monkeypatch):
+    """Return a context in which nothing may be copied to the device, nor read from it."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the host and the device meet")
+
+    @contextmanager
+    def away():
+        real = torch.tensor
+        with monkeypatch.context() as patch:
+            for name in ("tolist", "item", "cpu", "__int__", "__float__", "__bool__"):
+                patch.setattr(torch.Tensor, name, refuse)
+            # A number on the host (a coefficient of a sum) goes along with a launch.
+            patch.setattr(
+                torch, "tensor", lambda x, **k: refuse() if "device" in k else real(x, **k)
+            )
+            yield
+
+    return away
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -13,8 +15,9 @@ from zo_core import (
     Trajectory,
     derive_seed,
     directions,
+    methods,
 )
-from zo_core.trajectory import TrajectoryWriter
+from zo_core.trajectory import Step, TrajectoryWriter
 
 LAW = directions.build("rademacher")
 BEGUN = Trajectory("mezo", {"eps": 0.01}, 0.5, 1)
@@ -98,6 +101,32 @@ def test_other_files_are_refused(tmp_path, body):
     path.write_bytes(body)
     with pytest.raises(ValueError, match="not a trajectory"):
         Trajectory.read(path)
+
+
+@pytest.mark.parametrize("more", [{"colour": "red"}, {"steps": []}, {"lr": None}])
+def test_a_header_with_other_keys_is_refused(tmp_path, more):
+    path = write(tmp_path / "t", 2)
+    head, _, body = path.read_bytes().partition(b"\n")
+    header = {**json.loads(head), **more}
+    header = {key: value for key, value in header.items() if value is not None}
+    path.write_bytes(json.dumps(header).encode() + b"\n" + body)
+    with pytest.raises(ValueError, match="not a trajectory file: expected lr, method, options, r"):
+        Trajectory.read(path)
+
+
+def test_a_replay_takes_over_the_state_that_it_is_given(monkeypatch):
+    method, seed = methods.build("mezo_momentum"), derive_seed(1, 0)
+    steps = (Step((Term(seed, 2.0),), 0.5),)
+    begun = Trajectory("mezo_momentum", {}, 0.5, 1, steps)
+    ours, theirs = (Params([("w", torch.ones(50))]) for _ in range(2))
+    own = method.init(ours)
+    own[1][ours[0].key].fill_(3.0)
+    expected = method.init(theirs)
+    expected[1][theirs[0].key].fill_(3.0)
+    method.replay_(theirs, steps[0].terms, expected, seed=seed, lr=0.5)
+    monkeypatch.setattr(type(method), "init", lambda *_: pytest.fail("a second state"))
+    assert begun.replay_(ours, state=own)[1] is own[1]
+    assert torch.equal(ours[0].tensor, theirs[0].tensor)
 
 
 @pytest.mark.parametrize("new", [b"trajectory/2", b"trajectory/10"])

@@ -359,5 +359,29 @@ def test_meazo_divides_by_the_root_of_what_it_has_seen(problem):
     state, v = method.init(p.params), 0.0
     for t in range(1, 5):
         state, info = take(p, method, state, t, lr=0.01)
-        v = 0.5 * v + 0.5 * info.estimate.terms[0].coefficient ** 2
-        assert info.lr == pytest.approx(0.01 / (v / (1 - 0.5**t)) ** 0.5, rel=1e-6)
+        c = (info.losses[0] - info.losses[1]) / 2e-3
+        v = 0.5 * v + 0.5 * c**2
+        root = (v / (1 - 0.5**t)) ** 0.5
+        assert info.estimate.terms[0].coefficient == pytest.approx(c / root, rel=1e-6)
+        assert info.estimate.extra == state[0][1:] == (pytest.approx(v, rel=1e-6),)
+        assert info.lr == 0.01
+
+
+def test_meazo_decays_by_the_rate_alone():
+    """On a loss as flat as this one, the inverse of the root is a thousand."""
+    ends = []
+    for decay in (0.0, 0.5):
+        w = torch.ones(6, 5, dtype=torch.float64)
+        params, method = Params([("w", w)]), methods.build("meazo", weight_decay=decay)
+        closure = Closure(lambda w=w: 1e-4 * w.sum())
+        method.step_(params, closure, method.init(params), seed=3, lr=0.01)
+        ends.append(w)
+    torch.testing.assert_close(ends[1], ends[0] - 0.01 * 0.5, rtol=0, atol=1e-9)
+
+
+def test_clip_bounds_what_meazo_multiplies_a_direction_by(problem):
+    p, method = problem(torch.float64), methods.build("meazo", clip=0.25)
+    state, info = take(p, method, method.init(p.params), 1, lr=0.01)
+    c = (info.losses[0] - info.losses[1]) / 2e-3
+    assert abs(info.estimate.terms[0].coefficient) == 0.25
+    assert state[0][1] == pytest.approx(0.001 * c**2, rel=1e-6), "v is of what was measured"

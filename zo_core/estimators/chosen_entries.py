@@ -13,14 +13,14 @@ from zo_core.base import Cost, Distribution, Param, Params, Piece, State
 from zo_core.estimators.restricted import Support
 from zo_core.register import pick
 from zo_core.structured import magnitude
-from zo_core.structured.gathered import Gathered
+from zo_core.structured.gathered import Chosen, Gathered
 
 CRITERIA = ("largest", "smallest")
 
 
 @dataclass(frozen=True)
 class ChosenEntries(Support):
-    """The support; its state maps a tensor's key to the places chosen in it."""
+    """The support; its state maps a tensor's key to what is chosen in it."""
 
     trained_fraction: float
     criterion: str
@@ -32,7 +32,7 @@ class ChosenEntries(Support):
 
     def init(self, params: Params) -> State:
         """Choose; of equal magnitudes the first in the tensor."""
-        return {p.key: self._places(p) for p in params}
+        return {p.key: Chosen.of(p, self._places(p)) for p in params}
 
     def restricted(
         self, base: Distribution, params: Params, seed: int, state: State
@@ -42,7 +42,7 @@ class ChosenEntries(Support):
 
     def trained_entries(self, params: Params, state: State) -> int:
         """Count the places."""
-        return sum(places.numel() for places in state.values())
+        return sum(chosen.places.numel() for chosen in state.values())
 
     def cost(self, params: Params) -> Cost:
         """Four bytes a chosen entry (eight in a tensor of 2^31 or more)."""

@@ -4,13 +4,17 @@ Dbouk, Gazagnadou, Reisser and Louizos, "On adaptivity in zeroth-order optimizat
 2605.03869. In high dimensions the entries of a zeroth-order gradient differ by chance alone, so
 one number does for all what Adam keeps for each::
 
-    v <- beta v + (1 - beta) c^2;   lr_t = lr / (sqrt(v / (1 - beta^t)) + zeta)
+    v <- beta v + (1 - beta) c^2;   g = c / (sqrt(v / (1 - beta^t)) + zeta) u
+
+The scale is part of the coefficient, not of the learning rate: whatever else hangs on the rate,
+decoupled weight decay above all, is not to grow as v shrinks. So ``Settings.clip`` bounds the
+scaled coefficient (about 1 in size), and v is of the c that were measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from zo_core.base import (
     Cost,
@@ -21,9 +25,10 @@ from zo_core.base import (
     Perturber,
     Plan,
     State,
+    Term,
     coefficient,
 )
-from zo_core.estimators.two_point import TwoPoint
+from zo_core.estimators.two_point import TwoPoint, central_difference
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,13 @@ class GlobalScale(Estimator):
         return self._two_point.plan(params, seed, None)
 
     def estimate(self, plan: Plan, losses: Sequence[float], state: State) -> GradientEstimate:
-        """Return c u, with the rate of this step; ``extra`` is the new v."""
+        """Return c u / (root of v, corrected, + zeta); ``extra`` is the new v."""
         taken, v = state
-        g = self._two_point.estimate(plan, losses, None)
-        v = coefficient(self.beta * v + (1 - self.beta) * g.terms[0].coefficient ** 2)
+        c = central_difference(losses, self.eps)
+        v = coefficient(self.beta * v + (1 - self.beta) * c**2)
         root = (v / (1 - self.beta ** (taken + 1))) ** 0.5
-        return replace(g, extra=(v,), rate=1 / (root + self.zeta))
+        term = Term(plan.note, coefficient(c / (root + self.zeta)))
+        return GradientEstimate(plan.distribution, (term,), tuple(losses), extra=(v,))
 
     def advance(
         self, params: Params, plan: Plan, estimate: GradientEstimate, state: State

@@ -79,7 +79,9 @@ class HessianInformed(Estimator):
         for piece in noise.pieces(params):
             h = state[piece.param.key][piece.first : piece.first + piece.part.numel()]
             u = self.distribution.draw(piece, (Term(plan.note, 1.0),))
-            # h + alpha h (b u^2 - 1), for (1 - 1e-8) h would be h again in float32.
+            # h + alpha h (b u^2 - 1), rounded once. In float32 a relative change below 3e-8
+            # (6e-8 just above a power of two) is lost: at alpha = 1e-8 every fall, which is alpha
+            # at most, and the rise for b u^2 below 4 (7). There h only grows.
             h.add_(u.square_().mul_(bent).sub_(1.0).mul_(h), alpha=self.alpha)
         return state
 

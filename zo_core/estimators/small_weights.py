@@ -2,10 +2,14 @@
 
 A threshold a tensor, fixed before training; the comparison is made every step, or every few. It
 must be made on theta unperturbed: after + eps u other entries are small, and u can't be undone.
+
+A threshold of zero would let a tensor that starts at zero (LoRA's B, a new head, biases) move
+once and then freeze it for good: there are no small entries to choose in it, so all are trained.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -103,4 +107,4 @@ class SmallEntries(Support):
 
     def _threshold(self, param: Param) -> float:
         k = magnitude.count_of(self.trained_fraction, param.tensor.numel())
-        return magnitude.kth_magnitude(param, k)
+        return magnitude.kth_magnitude(param, k) or math.inf

@@ -9,6 +9,7 @@ Differs from the paper's code in one thing: c is rounded to float32, so that a l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,5 +69,5 @@ def central_difference(losses: Sequence[float], eps: float) -> float:
 
 def check_eps(eps: float) -> None:
     """Refuse a scale that measures nothing."""
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps}.")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"eps must be positive and finite, got {eps}.")

@@ -14,7 +14,7 @@ Where we differ: (1) v comes from the noise stream, so a step is the pair (seed,
 replayed like MeZO's; (2) v is drawn again for the update, so it is not alive beside it, and in
 16-bit weights the tangent is v rounded while the update is not; (3) other laws than the normal are
 offered; (4) attention is computed by its plain formula, since fused kernels have no forward
-derivative; (5) dropout is off, as in MeZO. ``restore`` has nothing to do here.
+derivative; (5) dropout is off, as in MeZO. ``restore`` has nothing to do here, and is refused.
 
 >>> import torch
 >>> from zo_core import Closure, Params, sample
@@ -89,6 +89,14 @@ class ForwardGradient(Method):
     update: UpdateRule = field(default_factory=Sgd)
     settings: Settings = field(default_factory=Settings)
 
+    def __post_init__(self) -> None:
+        """Refuse a perturber: there is nothing that it could do."""
+        if self.settings.restore != "arithmetic":
+            raise ValueError(
+                "Forward gradient perturbs no weights, so nothing is restored: leave restore at "
+                f"its default, got '{self.settings.restore}'."
+            )
+
     @property
     def needs_gradient(self) -> bool:
         """No: no graph is recorded, and the objective is run in evaluation mode."""
@@ -150,8 +158,11 @@ class ForwardGradient(Method):
 
     def cost(self, params: Params) -> Cost:
         """One query; the direction is drawn for the tangent and for the update."""
-        held = Cost(1, noise_passes=1, scratch_bytes=params.bytes + noise.scratch_bytes(params))
-        return held + self.update.cost(params)
+        kernel = noise.scratch_bytes(params)
+        held = Cost(1, noise_passes=1, scratch_bytes=params.bytes + kernel)
+        moved = self.update.cost(params)
+        written = moved.scratch_bytes + self.settings.scratch_bytes(params) + kernel
+        return held + replace(moved, scratch_bytes=written)
 
 
 def directional(
@@ -201,8 +212,6 @@ def _tangents(params: Params) -> list[Param]:
     """
     found = []
     for param in params:
-        if param.tensor.numel() == 0:
-            continue
         entry = param.tensor[(0,) * param.tensor.dim()]
         entry.copy_(forward_ad.make_dual(entry.clone(), torch.zeros_like(entry)))
         found.append(Param(param.name, forward_ad.unpack_dual(param.tensor).tangent, param.key))

@@ -7,11 +7,13 @@ informed zeroth-order optimizer", ICLR 2025, arXiv 2402.15173, Algorithm 1, with
     h     <- (1 - alpha) h + alpha h u^2 |l+ + l- - 2 l0| / (2 eps^2)
     theta <- theta - lr [(l+ - l-) / (2 eps)] u / sqrt(h)                          the new h
 
-Where we differ: (1) h is float32 whatever the weights: alpha is 1e-8, and in 16 bits h would never
-change; (2) the released code for large models perturbs and steps along u *times* sqrt(h), with h
-learned as above but for h u^2, which is u^2 / h there, so that steep directions get longer steps;
-the paper divides, and so do we; (3) alpha is constant, as in the authors' scripts (their code has
-schedules).
+Where we differ: (1) h is float32 whatever the weights: in 16 bits h would never change, with
+alpha = 1e-8. In float32 a relative change below 3e-8 to 6e-8 is lost as well, so at that default h
+only grows: a fall (by alpha at most) never shows, a rise where u^2 |...| / (2 eps^2) is above 4 to
+7; from smoothing = 1e-6 on h goes both ways; (2) the released code for large models perturbs and
+steps along u *times* sqrt(h), with h learned as above but for h u^2, which is u^2 / h there, so
+that steep directions get longer steps; the paper divides, and so do we; (3) alpha is constant, as
+in the authors' scripts (their code has schedules).
 
 >>> import torch
 >>> from zo_core import Closure, Params, sample

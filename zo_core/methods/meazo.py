@@ -10,7 +10,8 @@ Dbouk, Gazagnadou, Reisser and Louizos, "On adaptivity in zeroth-order optimizat
 Where we differ: (1) one direction a step (the paper's q = 1); (2) v is corrected by 1 - beta^t, t
 from 1 on: the digest of the paper that we had prints beta^(t - 1), a division by 0 in the first
 step; (3) beta and zeta are Adam's 0.999 and 1e-8, as we could not read the paper's; (4) v is
-rounded to float32, to be logged; (5) as for MeZO.
+rounded to float32, to be logged; (5) weight decay has the rate lr, not lr over the root, and
+``clip`` bounds c over the root; (6) as for MeZO.
 
 >>> import torch
 >>> from zo_core import Closure, Params, sample
@@ -39,7 +40,7 @@ from zo_core.zeroth_order import ZerothOrder
 
 TITLE = "MEAZO (one adaptive scale)"
 PAPER = "arXiv 2605.03869"
-BIAS = ""
+BIAS = "the gradient over the root mean square of the projected gradients"
 DIFFERS = "one direction a step; v corrected by 1 - beta^t; beta and zeta as in Adam"
 
 

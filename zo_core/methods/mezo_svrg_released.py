@@ -183,7 +183,8 @@ class ReleasedSvrg(Replayable):
         side = self.settings.perturber.cost(params, both_sides(0, self.eps))
         looks = side + side if self.period > 1 else side
         pieces = noise.piece_bytes(params, 3)
-        scratch = max(params.bytes, side.scratch_bytes) + pieces + noise.scratch_bytes(params)
+        kernel = noise.scratch_bytes(params) + self.settings.scratch_bytes(params)
+        scratch = max(params.bytes, side.scratch_bytes) + pieces + kernel
         # One pass beside each pair of looks; G is read.
         moves = Cost(noise_passes=2 if self.period > 1 else 1, state_bytes=params.bytes)
         return replace(looks + moves, scratch_bytes=scratch)

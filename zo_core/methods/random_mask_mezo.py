@@ -6,7 +6,8 @@ m a coin for each entry that shows 1 with probability p = ``trained_fraction``::
     c     = [f(theta + eps m z) - f(theta - eps m z)] / (2 eps)
     theta <- theta - lr c m z
 
-The mask is drawn again from a seed wherever it is used: it needs no memory.
+The mask is drawn again from a seed wherever it is used: it needs no memory, and one uniform number
+an entry beside the direction's in every pass, which a count of noise passes (of directions) omits.
 
 Where we differ: (1) masks by replay, where others hold one in the dtype of the weights; (2) the
 paper does not say when its mask is drawn: ``resample`` has both.

@@ -9,13 +9,15 @@ tensor h = the ``trained_fraction`` quantile of |theta|; then each step::
     theta <- theta - lr c m z
 
 The paper's sparsity is the fraction *frozen*: its 0.75 is ``trained_fraction = 0.25``. A weight
-that grows past h freezes for good, and all of a constant tensor is trained until it moves (biases
-that begin at zero: for one step): ``trained_entries`` counts what is left.
+that grows past h freezes for good, and all of a constant tensor is trained until it moves:
+``trained_entries`` counts what is left.
 
 Where we differ: (1) |theta| is compared, as the paper's text says and its pseudo-code does not;
 (2) h is the order statistic ceil(fraction n), exact, found without a copy; (3) the mask in the
 forward pass (the paper's efficient implementation) is the default, and with it so is
-``restore = "exact"``, which it needs; "packed" holds a bit a weight, "dense" a number.
+``restore = "exact"``, which it needs; "packed" holds a bit a weight, "dense" a number; (4) where
+h is 0 (a tensor that begins at zero: LoRA's B, a new head, biases) all of the tensor is trained,
+for good: with the paper's rule it would move once and freeze.
 
 >>> import torch
 >>> from zo_core import Closure, Params, sample
@@ -44,7 +46,7 @@ from zo_core.zeroth_order import Settings, ZerothOrder
 TITLE = "Sparse-MeZO"
 PAPER = "arXiv 2402.15751, section 3"
 BIAS = "the gradient of the entries of small magnitude, zero elsewhere"
-DIFFERS = "magnitudes where the pseudo-code compares signed values"
+DIFFERS = "magnitudes where the pseudo-code compares signed values; all of a tensor at zero trains"
 STORAGES = ("in_forward", "packed", "dense")
 
 
@@ -60,8 +62,8 @@ def method(
 
     Args:
         eps: perturbation scale; 1e-3 in the paper.
-        trained_fraction: of each tensor, that its threshold lets through; 1 - the paper's
-            sparsity (0.70 to 0.80 by task).
+        trained_fraction: of each tensor, that its threshold lets through (a threshold of 0: all);
+            1 - the paper's sparsity (0.70 to 0.80 by task).
         storage: of the mask: "in_forward" (none; then restore must be "exact"), "packed" (a bit a
             weight) or "dense" (a number a weight, the paper's vanilla form).
         refresh: steps that a stored mask is held; 1 in the paper.

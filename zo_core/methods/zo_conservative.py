@@ -134,12 +134,12 @@ class Conservative(Method):
         return state
 
     def cost(self, params: Params) -> Cost:
-        """Five queries; the noise kernel's scratch."""
+        """Five queries; the scratch of the noise kernel and of writing."""
         perturber = self.settings.perturber
         plan = self.estimator.plan(params, 0, None)
         tried = perturber.cost(params, _candidates(plan, Term(0, 1.0), 1.0).points)
         declared = self.estimator.cost(params, perturber) + tried + Cost(noise_passes=1)
-        kernel = noise.scratch_bytes(params)
+        kernel = noise.scratch_bytes(params) + self.settings.scratch_bytes(params)
         return replace(declared, scratch_bytes=declared.scratch_bytes + kernel)
 
     def _move_(self, params: Params, plan: Plan, kept: Term, lr: float) -> None:

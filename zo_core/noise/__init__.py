@@ -21,16 +21,23 @@ Kernel = Literal["auto", "torch", "numba"]
 """Who computes: the fastest that can, the torch reference, or numba and nothing else."""
 
 PIECE = 1 << 18
-"""Elements that are worked on at a time where more is done than adding noise."""
+"""Elements that are worked on at a time on the CPU where more is done than adding noise: a few
+temporaries of 1 MiB each stay inside the cache."""
+DEVICE_PIECE = 1 << 22
+"""The same elsewhere. A kernel on fewer elements is over before the next one is launched, so time
+would go with the number of pieces; a temporary is 16 MiB."""
 
 __all__ = [
+    "DEVICE_PIECE",
     "PIECE",
     "Kernel",
     "add_",
     "add_by_pieces_",
+    "borders",
     "draw",
     "kernel_in_use",
     "piece_bytes",
+    "piece_of",
     "pieces",
     "scratch_bytes",
     "uniform",
@@ -50,8 +57,8 @@ def add_(
 
     The place of an element in the stream is its index in row-major order, whatever the strides.
     The sum is formed in float32 (float64 for float64 weights), and rounded to the weights' dtype
-    once. Autograd records nothing. Of a fake tensor one chunk is visited, which is all that a
-    memory tracer needs.
+    once. Autograd records nothing. Of a fake tensor as much is visited as is worked on at a time,
+    which is all that a memory tracer needs.
 
     Args:
         params: the tensors; none is fine.
@@ -76,19 +83,35 @@ def add_(
                     part.copy_(flat.view(part.shape))
 
 
-def pieces(params: Iterable[Param]) -> Iterator[Piece]:
-    """Walk all tensors in flat pieces of at most ``PIECE`` elements; what is written to one stays.
+def piece_of(device: torch.device) -> int:
+    """Return how many elements are worked on at a time on ``device``; no result hangs on it."""
+    return PIECE if device.type == "cpu" else DEVICE_PIECE
 
-    A tensor that is not contiguous is copied a piece at a time. Of a fake tensor one piece is
-    visited.
+
+def pieces(params: Iterable[Param]) -> Iterator[Piece]:
+    """Walk all tensors in flat pieces of at most ``piece_of`` elements; what is written stays.
+
+    A tensor that is not contiguous is copied a piece at a time. Of a fake tensor only the first
+    elements are visited: one piece, or one sweep of ``add_`` where that is longer.
     """
     for param in params:
+        size = piece_of(param.tensor.device)
         for part, first in _pieces(param.tensor.detach(), 0):
             flat = part.contiguous().view(-1)
-            for start in range(0, flat.numel(), PIECE):
-                yield Piece(param, flat[start : start + PIECE], first + start)
+            for start in range(0, flat.numel(), size):
+                yield Piece(param, flat[start : start + size], first + start)
             if not part.is_contiguous():
                 part.copy_(flat.view(part.shape))
+
+
+def borders(param: Param) -> list[int]:
+    """Return the first place of every piece of a tensor, rising; nothing is read or copied."""
+    size = piece_of(param.tensor.device)
+    return [
+        first + start
+        for part, first in _pieces(param.tensor.detach(), 0)
+        for start in range(0, part.numel(), size)
+    ]
 
 
 def draw(piece: Piece, name: str, terms: Sequence[Term]) -> Tensor:
@@ -122,17 +145,21 @@ def add_by_pieces_(
 def scratch_bytes(params: Sequence[Param]) -> int:
     """Bound what ``add_`` allocates, by what the reference does (numba: 26 KiB a thread).
 
-    A tensor that is not contiguous costs a copy of at most ``PIECE`` of its elements as well.
+    A tensor that is not contiguous costs a copy of at most ``piece_of`` of its elements as well.
     """
     strided = [p.tensor for p in params if not p.tensor.is_contiguous()]
-    copy = max((min(t.numel(), PIECE) * t.element_size() for t in strided), default=0)
+    copy = max((_piece_elements(t) * t.element_size() for t in strided), default=0)
     return copy + max(reference.scratch_bytes(p.tensor.numel(), p.tensor.device) for p in params)
 
 
 def piece_bytes(params: Sequence[Param], numbers: int) -> int:
     """Bound the scratch of work by pieces that holds ``numbers`` wide numbers an element."""
     widest = max(8 if p.tensor.dtype == torch.float64 else 4 for p in params)
-    return numbers * widest * min(PIECE, max(p.tensor.numel() for p in params))
+    return numbers * widest * max(_piece_elements(p.tensor) for p in params)
+
+
+def _piece_elements(tensor: Tensor) -> int:
+    return min(tensor.numel(), piece_of(tensor.device))
 
 
 def kernel_in_use(device: torch.device) -> tuple[str, str]:
@@ -164,14 +191,22 @@ def _refusal(flat: Tensor) -> str:
 def _pieces(tensor: Tensor, first: int) -> Iterator[tuple[Tensor, int]]:
     """Cut ``tensor``, whose first element has place ``first``, into views to work on in turn."""
     if tensor.is_meta or isinstance(tensor, FakeTensor):
-        yield tensor.as_strided((min(tensor.numel(), reference.CHUNK),), (1,)), first
-    elif tensor.is_contiguous() or tensor.numel() <= PIECE:
-        yield tensor, first
+        part, _ = next(_views(tensor, first))
+        longest = max(reference.chunk_of(tensor.device), piece_of(tensor.device))
+        yield (part.view(-1)[:longest] if part.is_contiguous() else part), first
     else:
-        row = math.prod(tensor.shape[1:])
-        if row > PIECE:
-            for i, part in enumerate(tensor):
-                yield from _pieces(part, first + i * row)
-        else:
-            for start in range(0, len(tensor), PIECE // row):
-                yield tensor[start : start + PIECE // row], first + start * row
+        yield from _views(tensor, first)
+
+
+def _views(tensor: Tensor, first: int) -> Iterator[tuple[Tensor, int]]:
+    size = piece_of(tensor.device)
+    if tensor.is_contiguous() or tensor.numel() <= size:
+        yield tensor, first
+        return
+    row = math.prod(tensor.shape[1:])
+    if row > size:
+        for i, part in enumerate(tensor):
+            yield from _views(part, first + i * row)
+    else:
+        for start in range(0, len(tensor), size // row):
+            yield tensor[start : start + size // row], first + start * row

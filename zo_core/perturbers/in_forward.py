@@ -6,6 +6,15 @@ and at any time all other weights are those of theta: a mask that hangs on them 
 arXiv 2402.15751, section 3.4: "efficient implementation") can be computed where it is used.
 
 Parameters that belong to no module (plain tensors) are one block, and are saved whole.
+
+What it costs in noise: a direction is drawn once for *each forward pass of a query* through the
+module that holds the weights, so a minibatch or an anchor set of n micro-batches costs n noise
+passes a point, and weights tied between m modules m times their share.
+
+What it does not see: weights are perturbed while a module that holds them runs. Weights that are
+used outside of it (``functional.linear(x, embed.weight)`` in place of a tied head) are those of
+theta there; where the module is never called that is refused, but where it is called as well, it
+can't be noticed. Such a model needs ``restore='arithmetic'``.
 """
 
 from __future__ import annotations
@@ -33,7 +42,10 @@ from zo_core.base import (
 
 @dataclass(frozen=True)
 class InForward:
-    """The exact perturber. Scratch: the weights of the largest module, and of those around it."""
+    """The exact perturber. Scratch: the weights of the largest module, and of those around it.
+
+    Weights used outside the forward pass of their own module are those of theta there; see above.
+    """
 
     @property
     def exact(self) -> bool:
@@ -45,8 +57,9 @@ class InForward:
     ) -> list[float]:
         """Return the objective at each point; theta is left as found, bit for bit.
 
-        Costs one query and one noise pass a point. The perturbation is part of the phase
-        ``forward``: it happens inside it.
+        Costs one query a point, and one noise pass a point for each forward pass of the query
+        (micro-batches, anchor sets; tied weights: each time they are used). The perturbation is
+        part of the phase ``forward``: it happens inside it.
 
         Raises:
             ValueError: some trained tensor is not used in the forward pass of the module it
@@ -69,7 +82,7 @@ class InForward:
         """Do nothing: nothing is left behind."""
 
     def cost(self, params: Params, points: Sequence[Point]) -> Cost:
-        """One query a point and one noise pass a term; the saved weights are scratch."""
+        """One query a point, one noise pass a term (of one forward pass); saved weights."""
         passes = sum(len(point) for point in points)
         return Cost(len(points), noise_passes=passes, scratch_bytes=saved_bytes(params))
 

@@ -25,10 +25,13 @@ class OnBlocks(Distribution):
         return f"{self.base.name}, on blocks"
 
     def draw(self, piece: Piece, terms: Sequence[Term]) -> Tensor:
-        """Return ``sum_k c_k u(seed_k)`` for one piece; zeros where no term covers it."""
+        """Return ``sum_k c_k u(seed_k)`` for one piece; -0.0 where no term covers it.
+
+        That is the zero of addition: 0.0 would turn a weight of -0.0 into 0.0.
+        """
         covering = self._covering(piece.param, terms)
         if not covering:
-            return torch.zeros_like(piece.part, dtype=piece.wide)
+            return torch.full_like(piece.part, -0.0, dtype=piece.wide)
         return self.base.draw(piece, covering)
 
     def add_(self, params: Sequence[Param], terms: Sequence[Term]) -> None:

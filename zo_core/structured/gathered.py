@@ -7,7 +7,7 @@ k is a thousandth of the tensor, perturbing and updating cost a thousandth of a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,12 +18,34 @@ from zo_core.structured.magnitude import is_fake
 
 
 @dataclass(frozen=True, eq=False)
+class Chosen:
+    """The chosen entries of one tensor, and how many of them stand before each of its pieces."""
+
+    places: Tensor  # (k,) int32 or int64, in row-major order, rising
+    before: Mapping[int, int] = field(repr=False)  # by the first place of a piece
+
+    @classmethod
+    def of(cls, param: Param, places: Tensor) -> Chosen:
+        """Count before every piece at once: the device is waited for here, and not in a step."""
+        if is_fake(places):
+            return cls(places, {})
+        edges = noise.borders(param)
+        counts = zip(edges, _count_before(places, edges), strict=True)
+        return cls(places, {**dict(counts), param.tensor.numel(): places.numel()})
+
+    def between(self, low: int, high: int) -> tuple[int, int]:
+        """Return the stretch of ``places`` with low <= place < high; both are borders."""
+        if is_fake(self.places):
+            return 0, min(self.places.numel(), high - low)
+        return self.before[low], self.before[high]
+
+
+@dataclass(frozen=True, eq=False)
 class Gathered(Distribution):
     """The base's directions over the chosen entries; all others are not read or written."""
 
     base: Distribution
-    chosen: Mapping[int, Tensor]
-    """Key of a tensor -> places in row-major order, (k,) int32 or int64, rising."""
+    chosen: Mapping[int, Chosen]  # by key of the tensor
 
     @property
     def name(self) -> str:
@@ -31,16 +53,13 @@ class Gathered(Distribution):
         return f"{self.base.name}, gathered"
 
     def draw(self, piece: Piece, terms: Sequence[Term]) -> Tensor:
-        """Return ``sum_k c_k u(seed_k)`` for one piece, zero where nothing was chosen.
-
-        Waits for the device, to learn which of the chosen fall into the piece.
-        """
+        """Return ``sum_k c_k u(seed_k)`` for one piece, zero where nothing was chosen."""
         # Minus zero: x + (-0.0) is x to the bit, whatever x is.
         out = torch.full_like(piece.part, -0.0, dtype=piece.wide)
-        places = self.chosen[piece.param.key]
-        first, last = _between(places, piece.first, piece.first + piece.part.numel())
+        chosen = self.chosen[piece.param.key]
+        first, last = chosen.between(piece.first, piece.first + piece.part.numel())
         if first < last:
-            inside = places[first:last].long().sub_(piece.first)
+            inside = chosen.places[first:last].long().sub_(piece.first)
             some = Piece(piece.param, out[: last - first], first)
             out.index_copy_(0, inside, self.base.draw(some, terms))
         return out
@@ -54,18 +73,16 @@ class Gathered(Distribution):
                 self._add_(param, terms)
 
     def _add_(self, param: Param, terms: Sequence[Term]) -> None:
-        tensor, places = param.tensor.detach(), self.chosen[param.key]
-        for first in range(0, places.numel(), noise.PIECE):
-            some = places[first : first + noise.PIECE].long()
+        tensor, places = param.tensor.detach(), self.chosen[param.key].places
+        size = noise.piece_of(tensor.device)
+        for first in range(0, places.numel(), size):
+            some = places[first : first + size].long()
             values = tensor.take(some)
             change = self.base.draw(Piece(param, values, first), terms)
             tensor.put_(some, change.add_(values).to(tensor.dtype))
 
 
-def _between(places: Tensor, low: int, high: int) -> tuple[int, int]:
-    """Return the stretch of ``places`` with low <= place < high."""
-    if is_fake(places):
-        return 0, min(places.numel(), high - low)
-    edges = torch.tensor([low, high], dtype=places.dtype, device=places.device)
-    first, last = torch.searchsorted(places, edges).tolist()
-    return first, last
+def _count_before(places: Tensor, edges: Sequence[int]) -> list[int]:
+    sought = torch.tensor(edges, dtype=places.dtype, device=places.device)
+    counts: list[int] = torch.searchsorted(places, sought).tolist()
+    return counts

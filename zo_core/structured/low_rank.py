@@ -88,8 +88,9 @@ def scratch_bytes(params: Sequence[Param], rank: int) -> int:
     for param in params:
         columns = columns_of(param, rank)
         if columns:
-            width = min(columns, noise.PIECE)
-            rows = min(param.tensor.shape[0], noise.PIECE // width)
+            piece = noise.piece_of(param.tensor.device)
+            width = min(columns, piece)
+            rows = min(param.tensor.shape[0], piece // width)
             factors = max(factors, (width + rows) * rank)
     widest = max(8 if p.tensor.dtype == torch.float64 else 4 for p in params)
     return noise.piece_bytes(params, 2) + factors * widest

@@ -29,7 +29,7 @@ _BINS = 1 << _DIGIT
 
 def count_of(fraction: float, elements: int) -> int:
     """Return how many of ``elements`` a fraction is, rounded up: at least one of any tensor."""
-    return math.ceil(round(fraction * elements, 6))  # 0.1 * 30 is 3.0000000000000004
+    return max(1, math.ceil(round(fraction * elements, 6)))  # 0.1 * 30 is 3.0000000000000004
 
 
 def check_fraction(fraction: float) -> None:

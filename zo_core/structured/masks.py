@@ -122,4 +122,8 @@ def _packed_zeros(param: Param) -> Tensor:
 
 
 def _weights(like: Tensor) -> Tensor:
-    return torch.tensor([1 << i for i in range(_BYTE)], dtype=torch.uint8, device=like.device)
+    """Return 1, 2, 4 ... 128, made where they are used: a copy from the host would wait for it."""
+    ones = torch.ones(_BYTE, dtype=torch.uint8, device=like.device)
+    return torch.bitwise_left_shift(
+        ones, torch.arange(_BYTE, dtype=torch.uint8, device=like.device)
+    )
