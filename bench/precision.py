@@ -21,6 +21,8 @@ from zo_core import Params, noise
 from zo_core.base import Phase, Span
 from zo_core.writing import observed
 
+SOURCE = "weights compared"
+
 SAMPLE = 4096
 """Entries of each tensor that are looked at for drift."""
 
@@ -108,7 +110,7 @@ def _measurement(metric: str, value: float, quality: Quality) -> Measurement:
         value=value,
         unit=METRICS[metric].unit,
         quality=quality,
-        source="weights compared",
+        source=SOURCE,
     )
 
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
+from bench import precision
 from bench.cell import EVENTS, SAVED, TRAJECTORY, read_events
 from bench.records import write_atomically
 from zo_core import Method, Params, Trajectory
 from zo_core.base import Replayable, State
 
-_KEPT = ("start", "environment", "step", "evaluation", "flag", "measurement")
+_KEPT = ("start", "environment", "step", "evaluation", "flag")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,10 @@ def _until(events: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
             taken += 1
             if taken > steps:
                 break
-        if event["event"] in _KEPT:
+        # Peaks and seconds are of a process, and told anew; roundings are of the steps they were
+        # watched in, which are not taken again.
+        watched = event["event"] == "measurement" and event["source"] == precision.SOURCE
+        if event["event"] in _KEPT or watched:
             kept.append(event)
     return kept
 

@@ -28,8 +28,8 @@ def steps_of(folder):
     return sum(e["event"] == "step" for e in read_events(folder))
 
 
-def kill_after(results, cell, steps):
-    """Start the cell and kill -9 its process once it has taken so many steps."""
+def kill_after(results, cell, steps, number=signal.SIGKILL):
+    """Start the cell and end its process (kill -9) once it has taken so many steps."""
     folder = cell.folder(results)
     write_cell(folder, cell)
     worker = subprocess.Popen(
@@ -40,7 +40,7 @@ def kill_after(results, cell, steps):
     while steps_of(folder) < steps:
         assert time.monotonic() < deadline and worker.poll() is None
         time.sleep(0.002)
-    worker.send_signal(signal.SIGKILL)
+    worker.send_signal(number)
     worker.wait()
     assert not (folder / "record.json").exists()
     return steps_of(folder)
@@ -151,6 +151,19 @@ def test_what_is_exported_of_a_tuned_run_is_all_that_was_trained(tuning, tmp_pat
     with torch.no_grad():
         assert torch.allclose(done.built.task.loss(merged, batch), loss, atol=1e-5)
         assert not torch.allclose(done.built.task.loss(start, batch), loss, atol=1e-3)
+
+
+def test_a_run_ended_politely_resumes_and_tells_each_number_once(tmp_path, tiny_cell):
+    """As Ctrl-C does: the worker writes down what it measured before it dies."""
+    cell = tiny_cell(steps=60, warmup_steps=2)
+    folder = cell.folder(tmp_path)
+    kill_after(tmp_path, cell, 25, signal.SIGTERM)
+    early = [e["metric"] for e in read_events(folder) if e["event"] == "measurement"]
+    assert "phase_seconds" in early and "estimate_drift_rms" in early
+    record = run_one(tmp_path, cell)
+    assert [f.name for f in record.flags] == ["resumed"] and len(record.steps.losses) == 60
+    told = [(m.metric, m.phase) for m in record.measurements]
+    assert len(told) == len(set(told)) and ("estimate_drift_rms", "train") in told
 
 
 def test_a_torn_last_event_is_dropped_by_the_next_process(tmp_path, tiny_cell):
