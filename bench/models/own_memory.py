@@ -23,7 +23,7 @@ def own_weights_(model: nn.Module) -> None:
     """Copy every weight of a freshly loaded model that lies in a mapped file. Linux; else nothing.
 
     Holds the weights once, and the largest tensor twice: pages of the file are given back as
-    soon as they are copied.
+    soon as they are copied, and don't count as writable memory any more (``RLIMIT_DATA``).
     """
     mappings = _file_mappings()
     with torch.no_grad():
@@ -48,9 +48,15 @@ def _file_mappings() -> list[tuple[int, int]]:
 
 
 def _give_back(tensor: torch.Tensor) -> None:
-    """Drop the whole pages that the tensor covers from the resident set."""
+    """Drop the whole pages that the tensor covers from the resident set; none writes there now.
+
+    Read-only, they stop counting as the process' data: a private mapping that may be written to
+    counts in full, touched or not, and a memory limit would see the weights twice.
+    """
     begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > begin:
         libc = ctypes.CDLL(None)
-        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
+        pages = ctypes.c_void_p(begin), ctypes.c_size_t(end - begin)
+        libc.madvise(*pages, _MADV_DONTNEED)
+        libc.mprotect(*pages, mmap.PROT_READ)

@@ -1,6 +1,9 @@
 """Checkpoints: a local directory in the hub's format, and the hub with its refusals."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub.errors as hub
@@ -49,6 +52,39 @@ def test_directory_is_loaded_in_the_dtype_asked_for_without_touching_the_random_
     assert {p.dtype for p in loaded.module.parameters()} == {torch.bfloat16}
     assert all(p.requires_grad for p in loaded.module.parameters())
     assert torch.equal(before, torch.get_rng_state())
+
+
+_LOAD_UNDER_A_LIMIT = """
+import sys
+import torch
+from bench import models
+from bench.limits import MemoryLimit
+models.load(sys.argv[1], dtype="float32", device="cpu", seed=0)  # loads the libraries
+weights = int(sys.argv[3])
+limit = MemoryLimit(weights + weights // 2)
+loaded = models.load(sys.argv[2], dtype="float32", device="cpu", seed=0)
+assert sum(p.nbytes for p in loaded.module.parameters()) == weights
+assert limit.in_use_bytes() < weights + weights // 4
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
+def test_loading_counts_the_weights_once_against_a_memory_limit(saved, tmp_path):
+    config = transformers.OPTConfig(
+        hidden_size=512, word_embed_proj_dim=512, ffn_dim=2048, num_hidden_layers=16,
+        num_attention_heads=8, vocab_size=1000, max_position_embeddings=64,
+    )  # fmt: skip
+    model = transformers.OPTForCausalLM(config)
+    weights = sum(p.nbytes for p in model.parameters())
+    model.save_pretrained(tmp_path / "large")
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD_UNDER_A_LIMIT, saved[1], tmp_path / "large", str(weights)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-800:]
 
 
 def test_weights_lie_in_memory_of_their_own_not_in_the_file(saved):
