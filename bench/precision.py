@@ -3,6 +3,10 @@
 Seen in the steps that time statistics leave out (``warmup_steps``, at least the first one), since
 looking costs time: weights are compared before and after the estimate on a sample (the first
 entries of each tensor), and every write is compared with what was to be written.
+
+A step that takes weights back and updates them in one pass has one rounding for both. What it
+would have left without its update is then what the estimate's drift is counted from, and what
+the update is taken to have moved.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from torch import Tensor
 
 from bench.records import METRICS, Measurement, Quality
 from zo_core import Params, noise
-from zo_core.base import Phase, Span
+from zo_core.base import Param, Phase, Piece, Span
 from zo_core.writing import observed
 
 SOURCE = "weights compared"
@@ -36,6 +40,7 @@ class Precision:
         self._drift = _Sums()
         self._update = _Sums()
         self._wanted_squares = self._along = 0.0
+        self._before: dict[int, Tensor] = {}  # of the tensors that an update has yet to write to
 
     @contextmanager
     def step(self, span: Span) -> Iterator[Span]:
@@ -45,10 +50,12 @@ class Precision:
         @contextmanager
         def update() -> Iterator[None]:
             nonlocal before
-            for now, was in zip(self._sample(), before, strict=True):
-                self._drift.see(now != was, now.double() - was.double())
+            self._before = before
             with span("update"):
                 yield
+            for param in self._params:
+                if param.key in self._before:  # nothing was written to it
+                    self._drifted(param.key, _first(param))
             before = self._sample()  # a step may have more than one update
 
         def watching(phase: Phase) -> AbstractContextManager[object]:
@@ -71,16 +78,26 @@ class Precision:
             found.append(("update_surviving_share", self._along / self._wanted_squares, "exact"))
         return [_measurement(*one) for one in found]
 
-    def _sample(self) -> list[Tensor]:
-        return [p.tensor.detach().flatten()[:SAMPLE].clone() for p in self._params]
+    def _sample(self) -> dict[int, Tensor]:
+        return {p.key: _first(p).clone() for p in self._params}
 
-    def _written(self, old: Tensor, wanted: Tensor, new: Tensor) -> None:
-        """Take note of one piece: what it was, the change asked for, what it is; (n,) each."""
-        moved = new.double() - old.double()
+    def _drifted(self, key: int, now: Tensor) -> None:
+        was = self._before.pop(key)
+        self._drift.see(now != was, now.double() - was.double())
+
+    def _written(self, piece: Piece, old: Tensor, wanted: Tensor) -> None:
+        """Take note of one piece: what it was, and the change asked for; (n,) each."""
+        if piece.first == 0 and piece.param.key in self._before:
+            self._drifted(piece.param.key, old[:SAMPLE])
+        moved = piece.part.double() - old.double()
         asked = wanted.double()
-        self._update.see(new != old, moved)
+        self._update.see(piece.part != old, moved)
         self._wanted_squares += float(asked @ asked)
         self._along += float(asked @ moved)
+
+
+def _first(param: Param) -> Tensor:
+    return param.tensor.detach().flatten()[:SAMPLE]
 
 
 class _Sums:

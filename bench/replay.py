@@ -47,7 +47,7 @@ def replay(folder: Path, *, retrace: bool = True, device: str | None = None) -> 
     Args:
         folder: of one run, with its ``cell.json`` and ``trajectory.bin``.
         retrace: make the perturbations' moves as well, so that the bits are the live ones; without
-            them it is about four times as fast, and what restores drift by is left out.
+            them it is about three times as fast, and what restores drift by is left out.
         device: where to work; the run's own if None. Noise is the same on every device, and so are
             weights that come from a checkpoint; random ones are not.
 

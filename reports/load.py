@@ -7,13 +7,14 @@ measure, status`` and then its own; bytes and seconds are raw, what is missing i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import pandas as pd
 
 from bench.records import Measurement, RunRecord
-from reports import headline, stats
+from bench.records.step_speed import StepSpeed
+from reports import headline, speed, stats
 from reports.run import Run, place
 
 
@@ -27,20 +28,25 @@ class Tables:
     steps: pd.DataFrame
     measurements: pd.DataFrame
     """Measured and predicted (quality ``predicted``)."""
+    speeds: tuple[StepSpeed, ...] = ()
+    """What ``zometer bench step`` timed; a section of its own."""
 
     def sections(self) -> list[str]:
-        """Return the sections, in the order in which they began to run."""
+        """Return the sections, in the order in which they began to run; speeds come last."""
         first: dict[str, str] = {}
         for run in self.entries:
             begun = run.record.started_at
             first[run.section] = min(first.get(run.section, begun), begun)
-        return sorted(first, key=lambda section: (first[section], section))
+        runs = sorted(first, key=lambda section: (first[section], section))
+        return list(dict.fromkeys([*runs, *([speed.SECTION] if self.speeds else [])]))
 
     def only(self, section: str) -> Tables:
         """Return the tables of one section."""
         entries = tuple(run for run in self.entries if run.section == section)
         frames = (self.runs, self.evaluations, self.steps, self.measurements)
-        return Tables(entries, *(_within(frame, section) for frame in frames))
+        speeds = self.speeds if section == speed.SECTION else ()
+        runs, evaluations, steps, measurements = (_within(frame, section) for frame in frames)
+        return Tables(entries, runs, evaluations, steps, measurements, speeds)
 
 
 def _within(frame: pd.DataFrame, section: str) -> pd.DataFrame:
@@ -50,9 +56,9 @@ def _within(frame: pd.DataFrame, section: str) -> pd.DataFrame:
     return frame[frame["section"] == section].reset_index(drop=True)
 
 
-def load(records: Sequence[RunRecord]) -> Tables:
+def load(records: Sequence[RunRecord], speeds: Sequence[StepSpeed] = ()) -> Tables:
     """Return the tables of some records, which may come from several suites and machines."""
-    return from_runs(place(records))
+    return replace(from_runs(place(records)), speeds=tuple(speeds))
 
 
 def from_runs(runs: Iterable[Run]) -> Tables:

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.records import UserError, read_results, write_atomically
-from reports import export, page
+from bench.records import RECORD, UserError, read_results, write_atomically
+from bench.records.step_speed import read_step_speeds
+from reports import export, page, speed
 from reports.figures import Drawn, draw_all
 from reports.findings import Finding, findings
 from reports.load import Tables, load
@@ -105,7 +106,8 @@ def _markdown(tables: Tables, found: list[Finding]) -> str:
     parts = [f"# {page.title(tables)}", "\n".join(f"- {finding.text}" for finding in found)]
     for name in tables.sections():
         part = tables.only(name)
-        parts.append(f"## {part.entries[0].record.group_title or name}")
+        heading = part.entries[0].record.group_title if part.entries else speed.TITLE
+        parts.append(f"## {heading or name}")
         for made in page.leading(part).values():
             parts += [made.markdown().rstrip()]
             parts += [f"No run here has: {'; '.join(made.absent)}."] if made.absent else []
@@ -116,7 +118,9 @@ def _markdown(tables: Tables, found: list[Finding]) -> str:
 
 def told(results: Path, out: Path) -> dict[str, object]:
     """Build the report as ``build`` does, and return what it says and where it is."""
-    tables = load(read_results(results))
+    speeds = read_step_speeds(results)
+    records = [] if speeds and not any(results.rglob(RECORD)) else read_results(results)
+    tables = load(records, speeds)
     found = findings(tables)
     return _told(tables, found, _write(tables, found, out))
 
@@ -126,6 +130,7 @@ def _told(tables: Tables, found: list[Finding], path: Path) -> dict[str, object]
         "report": str(path),
         "suites": page.title(tables),
         "runs": len(tables.entries),
+        "step_speeds": len(tables.speeds),
         "outcomes": {status: n for status, _, n in page.outcomes(tables)},
         "findings": [{"kind": f.kind, "text": f.text} for f in found],
     }

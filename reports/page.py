@@ -10,12 +10,13 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from bench.records import STATUSES
-from reports import settings, tables, units
+from bench.records import STATUSES, RunRecord
+from bench.records.step_speed import StepSpeed
+from reports import settings, speed, tables, units
 from reports.figures import Drawn
 from reports.findings import Finding
 from reports.load import Tables
-from reports.run import Run
+from reports.run import Run, machine_of
 from reports.table import MARKS, Table
 from reports.tables import TableFile
 from reports.theme import Theme
@@ -81,7 +82,9 @@ def section(name: str, data: Tables, files: dict[str, TableFile], figures: list[
     """Return one section of the page."""
     part = data.only(name)
     titles = [run.record.group_title for run in part.entries if run.record.group_title]
-    common = settings.common(run.fields for run in part.entries)
+    common = settings.common(run.fields for run in part.entries) if part.entries else ""
+    if part.speeds and not part.entries:
+        titles, common = [speed.TITLE], speed.common(part.speeds)
     heading = titles[0] if titles else name
     blocks = _blocks(files, part, "section")
     lead = [block for block in blocks if files[block.name].ORDER < LEAD]
@@ -105,22 +108,27 @@ def _folded(file: TableFile, made: Table) -> bool:
 
 
 def title(data: Tables) -> str:
-    """Return the suites' names, joined."""
-    return " + ".join(dict.fromkeys(run.record.suite for run in data.entries))
+    """Return the suites' names, joined; of speeds alone, what they are."""
+    return " + ".join(dict.fromkeys(run.record.suite for run in data.entries)) or speed.TITLE
 
 
 def facts(data: Tables) -> list[tuple[str, str]]:
     """Return what was run, when and where: names with values, one line each."""
-    runs = data.entries
-    started = sorted(run.record.started_at for run in runs)
-    environments = [run.record.environment for run in runs if run.record.environment]
+    runs, speeds = data.entries, data.speeds
+    records: list[RunRecord | StepSpeed] = [*(run.record for run in runs), *speeds]
+    started = sorted(record.started_at for record in records)
+    environments = [record.environment for record in records if record.environment]
+    machines = [run.machine for run in runs]
+    machines += [machine_of(s.environment, s.case.device) for s in speeds]
+    models = [run.spec.model for run in _by_size(runs)]
+    models += [s.case.model for s in sorted(speeds, key=lambda s: s.model.parameters)]
     told = [
         ("Started", _span(started)),
-        ("Machine", _join(run.machine for run in runs)),
+        ("Machine", _join(machines)),
         ("Noise kernel", _join(e.noise_kernel for e in environments)),
         ("Versions", _join(_versions(e.zometer, e.python, e.packages) for e in environments)),
-        ("Models", _join(run.spec.model for run in _by_size(runs))),
-        ("Time of all runs", units.duration(sum(run.record.wall_seconds for run in runs))),
+        ("Models", _join(models)),
+        ("Time of all runs", units.duration(sum(record.wall_seconds for record in records))),
     ]
     return [(name, value or "unknown") for name, value in told]
 

@@ -324,6 +324,9 @@ class Distribution(Protocol):
     of ``zo_core/directions`` with a name have E[u u^T] = I; the others are made of them.
     """
 
+    law: str | None = None
+    """The noise kernel's name of it, where an entry is one number of that kernel, no more."""
+
     @property
     def name(self) -> str:
         """Name, as in records and on plots."""
@@ -343,6 +346,30 @@ class Distribution(Protocol):
         dtype once. Costs one noise pass a term, and scratch that does not grow with the model.
         """
         ...
+
+    def write(self, piece: Piece, outs: Sequence[Tensor], terms: Sequence[Term]) -> None:
+        """Write ``piece`` plus ``sum_k coefficient_k u(seed_k)`` elsewhere; same bits as ``add_``.
+
+        Where ``outs`` is two, the second gets ``piece`` minus the sum, of the same draw. The piece
+        has values (is no fake), and is of any length: whole rows, or a whole tensor. ``outs`` are
+        (n,) of its dtype, contiguous, and apart from it. Others than this default need no scratch
+        of that length.
+        """
+        change = self.draw(piece, terms)
+        for out in outs:
+            out.copy_(change + piece.part)
+            change.neg_()  # x - y is x + (-y), to the bit
+
+    def write_rows(
+        self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]
+    ) -> None:
+        """Do as ``write`` for ``rows``, (k,) int64, of a matrix (m, n); ``outs`` are (k, n).
+
+        In any order, repeated or not: what an embedding looks up.
+        """
+        for place, row in enumerate(rows.tolist()):
+            piece = Piece(param, param.tensor.detach()[row], row * param.tensor.shape[1])
+            self.write(piece, [out[place] for out in outs], terms)
 
 
 def merge(terms: Iterable[Term]) -> tuple[Term, ...]:
@@ -449,12 +476,29 @@ class Plan:
         return sum(len(look.points) for look in self.looks)
 
 
+@dataclass(frozen=True)
+class Away:
+    """Theta stands away from itself, since an update is to take it back in its own pass."""
+
+    distribution: Distribution
+    back: Point  # what takes it back
+
+
 class Perturber(Protocol):
     """How ``theta + sum c u`` comes to be while an objective looks at it."""
 
     @property
     def exact(self) -> bool:
         """Whether theta comes back to the same bits."""
+        ...
+
+    @property
+    def staying(self) -> Perturber | None:
+        """The same perturber, but one that leaves theta at a look's last point.
+
+        Whoever asks for it goes back from there (:class:`Away`). It puts theta back where a look
+        raises, and its ``cost`` is without the way back. None: theta is never elsewhere.
+        """
         ...
 
     def losses(
@@ -474,8 +518,8 @@ class Perturber(Protocol):
         """Do to ``params`` what ``losses`` does, roundings and all, without looking."""
         ...
 
-    def cost(self, params: Params, points: Sequence[Point]) -> Cost:
-        """Declare the cost of looking at ``points``, without allocating."""
+    def cost(self, params: Params, points: Sequence[Point], data: Data = "batch") -> Cost:
+        """Declare the cost of looking at ``points`` on ``data``, without allocating."""
         ...
 
 
@@ -496,6 +540,16 @@ class Estimator(Protocol):
         """Whether directions are computed from the weights where they are added.
 
         Such weights must be unperturbed there, so an exact perturber is needed.
+        """
+        return False
+
+    @property
+    def needs_theta_back(self) -> bool:
+        """Whether theta must be back, in a pass of its own, before ``advance`` and the update.
+
+        So it is where ``advance`` reads the weights or changes what directions are made of, and
+        where the last look is from elsewhere (``Look.at``) or along another distribution than the
+        estimate. Otherwise the way back may be a part of the update's pass.
         """
         return False
 
@@ -523,7 +577,10 @@ class Estimator(Protocol):
     def advance(
         self, params: Params, plan: Plan, estimate: GradientEstimate, state: State
     ) -> State:
-        """Return the next state; called after the looks and before the update."""
+        """Return the next state; called after the looks and before the update.
+
+        Theta is itself here if ``needs_theta_back``, else maybe where the last look left it.
+        """
         return state
 
     def moved(self, state: State, by: Moved) -> State:
@@ -552,6 +609,11 @@ class UpdateRule(Protocol):
 
     linear: bool = False
     """Whether it moves theta by a sum of the estimate's own terms, and says so."""
+
+    in_terms: bool = False
+    """Whether it reads no weights, and all that it writes is one call of ``write.terms_`` along
+    the estimate's distribution (or every piece once). Then theta's way back can be a part of it.
+    """
 
     def init(self, params: Params) -> State:
         """Return the state before the first step; nothing by default."""

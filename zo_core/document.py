@@ -25,10 +25,10 @@ steps differ, those of the dearest.
 
 - **Forwards**: evaluations of the objective on a minibatch (of SVRG's anchor steps: on the
   anchor set). Layer by layer they are two a block, and this model has two blocks.
-- **Noise**: passes of *directions*: times that one is drawn for every trained entry, with the
-  textbook perturber, at most: a block, or a static sparse mask, has noise for its own entries
-  alone. Random masks and stochastic rounding draw one uniform number an entry and pass beside
-  them.
+- **Noise**: passes of *directions*: times that one is drawn for every trained entry, with
+  `restore = "arithmetic"`, at most: a block, or a static sparse mask, has noise for its own
+  entries alone. Random masks and stochastic rounding draw one uniform number an entry and pass
+  beside them.
 - **State**: bytes kept between steps for each trained parameter, weights in float32.
 - **Scratch**: bytes alive at most within a step that each further trained parameter adds;
   "pieces" where it adds none (less than a hundredth of a byte). `restore = "exact"` adds the

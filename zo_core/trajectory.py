@@ -33,7 +33,8 @@ from zo_core.base import (
     derive_seed,
 )
 
-FORMAT = "zometer-trajectory/1"
+FORMAT = "zometer-trajectory/2"
+"""With the number of the noise stream: what was recorded with another can't be replayed."""
 _DERIVED = struct.Struct("<f")
 _HEAD = struct.Struct("<dHH")
 _TERM = struct.Struct("<Qf")
@@ -76,7 +77,7 @@ class Trajectory:
         """Read a trajectory file; an unfinished last record is left out.
 
         Raises:
-            ValueError: not a trajectory, or one of a newer format.
+            ValueError: not a trajectory, or one of another format.
 
         """
         head, _, body = path.read_bytes().partition(b"\n")
@@ -86,7 +87,10 @@ class Trajectory:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path} is not a trajectory file.") from None
         if format_ != FORMAT or layout not in ("derived", "listed"):
-            raise ValueError(f"{path} is {format_}; this zometer reads {FORMAT}. Upgrade zometer.")
+            raise ValueError(
+                f"{path} is {format_}; this zometer reads {FORMAT}. Its directions are those of "
+                "another noise stream: use the zometer that recorded it."
+            )
         told = {f.name for f in fields(cls)} - {"steps"}
         if set(header) != told:
             raise ValueError(

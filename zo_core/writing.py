@@ -4,6 +4,10 @@ In 16 bits most updates of zeroth-order fine-tuning are smaller than half a unit
 place, and vanish when rounded to nearest. Stochastic rounding goes up or down with the probability
 that makes the mean right (Gupta et al., "Deep learning with limited numerical precision", ICML
 2015), by random bits of the step's own seed: a replay rounds as the live run did.
+
+Where theta is still at the last point that was looked at, the way back is written along with the
+update: round(theta' + back + change), one pass and one rounding for both. An update that is too
+small to move a weight of 16 bits then moves some of them, as theta' + back is between two numbers.
 """
 
 from __future__ import annotations
@@ -14,17 +18,20 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from zo_core import noise
-from zo_core.base import Distribution, Param, Params, Piece, Term, derive_seed
+from zo_core.base import Away, Distribution, Param, Params, Piece, Term, derive_seed, merge
 
 Rounding = Literal["nearest", "stochastic"]
 DecayGroup = Literal["matrices", "all"]
 
-Observer = Callable[[Tensor, Tensor, Tensor], None]
-"""Told the old values, the change asked for, and what was written, of each piece; (n,) each."""
+Observer = Callable[[Piece, Tensor, Tensor], None]
+"""Told of each piece, when it is written, the old values and the change asked for; (n,) each.
+
+The old values of a theta that is taken back by the same write are those that taking it back
+alone would have left, and the change is the update alone.
+"""
 
 _OBSERVER: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
@@ -39,9 +46,6 @@ def observed(by: Observer) -> Iterator[None]:
         _OBSERVER.reset(token)
 
 
-_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
-
-
 @dataclass(frozen=True)
 class Writer:
     """Writes the changes of one step. Scratch: a few pieces."""
@@ -53,14 +57,29 @@ class Writer:
     """lr * weight_decay: the share of itself that a decayed entry loses."""
     group: DecayGroup = "matrices"
     """What decays: tensors of two dimensions and more, or all (biases and norms as well)."""
+    away: Away | None = None
+    """Where theta stands, if it is to be taken back as well: with rounding to nearest and without
+    decay, by one call of ``terms_`` along its distribution, or by every piece once."""
 
     def terms_(self, params: Params, distribution: Distribution, terms: Sequence[Term]) -> None:
         """Add ``sum_k c_k u(seed_k)``; in the kernel's one pass where nothing else is asked."""
-        if self.decay == 0.0 and self.rounding == "nearest" and _OBSERVER.get() is None:
-            distribution.add_(params, terms)
-            return
+        away = self.away
+        assert away is None or away.distribution is distribution, "a rule promises it by in_terms"
+        whole = merge((*away.back, *terms)) if away else terms
+        if self.decay == 0.0 and _OBSERVER.get() is None:
+            if self.rounding == "nearest":
+                distribution.add_(params, whole)
+                return
+            if distribution.law is not None:
+                noise.add_(params, distribution.law, whole, rounding=self._rounding_seed)
+                return
         for piece in noise.pieces(params):
-            self.piece_(piece, distribution.draw(piece, terms))
+            update = distribution.draw(piece, terms) if away else None
+            self._put_(piece, distribution.draw(piece, whole), update)
+
+    @property
+    def _rounding_seed(self) -> int:
+        return derive_seed(self.seed, "rounding")
 
     def piece_(self, piece: Piece, change: Tensor) -> None:
         """Add ``change``, shape (n,), to one piece, and decay it; ``change`` is overwritten.
@@ -68,40 +87,36 @@ class Writer:
         Decay is decoupled (Loshchilov and Hutter, arXiv 1711.05101): of the old weights, whatever
         the update rule.
         """
+        update = None
+        if self.away:
+            update = change.clone()
+            change.add_(self.away.distribution.draw(piece, self.away.back))
+        self._put_(piece, change, update)
+
+    def _put_(self, piece: Piece, change: Tensor, update: Tensor | None) -> None:
+        """Add ``change``: the way back and ``update``; where that is None it is all update."""
         observer = _OBSERVER.get()
         old = piece.part.to(piece.wide, copy=observer is not None)
         if self.decay and (self.group == "all" or decays(piece.param)):
             change.sub_(old, alpha=self.decay)
-        wanted = change.clone() if observer else change
+        asked = change.clone() if observer and update is None else update
         new = change.add_(old)
-        if self.rounding == "stochastic" and piece.part.dtype in _BITS:
+        if self.rounding == "stochastic" and piece.part.itemsize == 2:
             # An entry that is not moved is not rounded either: it is a value of the dtype.
-            seed = derive_seed(self.seed, "rounding")
-            piece.part.copy_(round_stochastically(new, piece, seed))
+            piece.part.copy_(noise.rounded(piece, new, self._rounding_seed))
         else:
             piece.part.copy_(new)
-        if observer:
-            observer(old, wanted, piece.part)
+        if observer and asked is not None:
+            observer(piece, self._home(piece, old), asked)
+
+    def _home(self, piece: Piece, old: Tensor) -> Tensor:
+        """Return what taking theta back alone would have made of ``old``, shape (n,)."""
+        if self.away is None:
+            return old
+        home = self.away.distribution.draw(piece, self.away.back).add_(old)
+        return home.to(piece.part.dtype).to(piece.wide)
 
 
 def decays(param: Param) -> bool:
     """Whether a tensor is a weight matrix: biases and norms have one dimension, whatever names."""
     return param.tensor.dim() >= 2
-
-
-def round_stochastically(values: Tensor, piece: Piece, seed: int) -> Tensor:
-    """Round float32 ``values``, shape (n,), to the dtype of ``piece``; the mean is ``values``.
-
-    A value between two neighbours goes to the upper one (in magnitude) with probability equal to
-    how far it stands above the lower. Values of the dtype stay; overflow stays at the largest.
-    """
-    dtype = piece.part.dtype
-    size = values.abs()
-    near = size.to(dtype)
-    bits = near.view(_BITS[dtype])
-    low_bits = bits - (near.to(values.dtype) > size).to(bits.dtype)
-    low = low_bits.view(dtype).to(values.dtype)
-    high = (low_bits + 1).view(dtype)
-    chance = noise.uniform(piece, seed)
-    up = (size - low) > chance * (high.to(values.dtype) - low)
-    return torch.where(up, high, low_bits.view(dtype)).copysign(values.to(dtype))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 
 from zo_core import noise
 from zo_core.base import (
+    Away,
     Cost,
     Estimator,
     GradientEstimate,
+    Look,
     Method,
     Objective,
     Params,
@@ -26,6 +29,7 @@ from zo_core.base import (
     UpdateRule,
     float32,
     no_span,
+    scaled,
 )
 from zo_core.perturbers.batched import Batched
 from zo_core.perturbers.in_forward import InForward
@@ -52,9 +56,11 @@ class Settings:
 
     Args:
         restore: "arithmetic" undoes a perturbation by adding its opposite (the textbook form;
-            drifts by a rounding or two); "exact" saves what it perturbs, module by module, and
-            draws a direction again for each forward pass of a query (micro-batches, anchor sets,
-            tied weights); "batched" is exact, and evaluates all points of a look in one pass.
+            drifts by a rounding or two), the last time together with the update, in one pass and
+            one rounding, where the update is a plain sum of directions; "exact" saves what it
+            perturbs, module by module, and draws a direction again for each forward pass of a
+            query (micro-batches, anchor sets, tied weights); "batched" is exact, and evaluates
+            all points of a look in one pass.
         rounding: of updates to 16-bit weights: "nearest", or "stochastic".
         weight_decay: decoupled; theta loses lr * weight_decay of itself a step, with lr as scaled
             in that step (by SVRG's anchor steps and annealing, and by scale_lr of n-SPSA).
@@ -88,14 +94,18 @@ class Settings:
         """The perturber of ``restore``."""
         return PERTURBERS[self.restore]
 
-    def writer(self, seed: int, lr: float) -> Writer:
-        """Return what writes the step of ``seed``."""
-        return Writer(seed, self.rounding, lr * self.weight_decay, self.decay_group)  # type: ignore[arg-type]  # why: picked above
+    @property
+    def plain(self) -> bool:
+        """Whether an update is rounded to nearest, and nothing decays."""
+        return self.rounding == "nearest" and not self.weight_decay
+
+    def writer(self, seed: int, lr: float, away: Away | None = None) -> Writer:
+        """Return what writes the step of ``seed``, and takes theta back if it is ``away``."""
+        return Writer(seed, self.rounding, lr * self.weight_decay, self.decay_group, away)  # type: ignore[arg-type]  # why: picked above
 
     def scratch_bytes(self, params: Params) -> int:
         """Bound what writing allocates beside the kernel's own scratch: pieces, or nothing."""
-        plain = self.rounding == "nearest" and not self.weight_decay
-        return 0 if plain else noise.piece_bytes(params, _WRITTEN)
+        return 0 if self.plain else noise.piece_bytes(params, _WRITTEN)
 
     def clipped(self, estimate: GradientEstimate) -> GradientEstimate:
         """Clip every coefficient to [-clip, clip] (in float32, as it is logged)."""
@@ -139,6 +149,20 @@ class ZerothOrder(Method):
         """No: the objective is run forward only, in evaluation mode."""
         return False
 
+    @property
+    def merges(self) -> bool:
+        """Whether a step's update takes theta back from its last look as well, in one pass.
+
+        Then theta + eps z - 2 eps z + (eps - lr c) z is three passes and three roundings, where
+        putting theta back first makes four. The plain kernel alone does it.
+        """
+        return (
+            self.settings.perturber.staying is not None
+            and self.settings.plain
+            and self.update.in_terms
+            and not self.estimator.needs_theta_back
+        )
+
     def configured(self, **options: Any) -> ZerothOrder:
         """Return the method with other settings."""
         return replace(self, settings=replace(self.settings, **options))
@@ -159,16 +183,18 @@ class ZerothOrder(Method):
     ) -> tuple[State, StepInfo]:
         """Estimate along directions of ``seed``, then update.
 
-        On an error of the objective theta is as found: to the bit with an exact perturber, else
-        up to the drift of its restore.
+        On an error of the objective, or a coefficient that is not finite, theta is as found: to
+        the bit with an exact perturber, else up to the drift of its restore.
         """
         with torch.no_grad():
             plan = self.estimator.plan(params, seed, state[0])
-        losses = look(self.settings.perturber, params, objective, plan, span)
-        estimate = self.settings.clipped(self.estimator.estimate(plan, losses, state[0]))
+        away = self._away(plan)
+        losses = look(self.settings.perturber, params, objective, plan, span, away is not None)
+        with _put_back_on_error(params, away):
+            estimate = self.settings.clipped(self.estimator.estimate(plan, losses, state[0]))
         rate = lr * estimate.rate
         with span("update"), torch.no_grad():
-            state = self._move_(params, plan, estimate, state, seed, rate)
+            state = self._move_(params, plan, estimate, state, seed, rate, away)
         return state, StepInfo(estimate.losses, len(losses), estimate=estimate, lr=rate)
 
     def replay_(
@@ -192,17 +218,18 @@ class ZerothOrder(Method):
             lr: the rate the update was made with.
             extra: of the live step's estimate.
             retrace: go through the perturbations as well, so that the live run's roundings come
-                out to the bit; without, the drift of the restores is left out.
+                out to the bit; without, the update alone is made and no drift is.
 
         """
         with torch.no_grad():
             plan = self.estimator.plan(params, seed, state[0])
+            away = self._away(plan) if retrace else None
             if retrace:
-                for one in plan.looks:
+                for one, perturber in _in_turn(self.settings.perturber, plan, away is not None):
                     with standing_at(params, one.at):
-                        self.settings.perturber.retrace_(params, one)
+                        perturber.retrace_(params, one)
             estimate = GradientEstimate(plan.distribution, tuple(terms), extra=tuple(extra))
-            return self._move_(params, plan, estimate, state, seed, lr)
+            return self._move_(params, plan, estimate, state, seed, lr, away)
 
     def trained_entries(self, params: Params, state: State) -> int:
         """Count the entries that the mask of ``state`` lets move; all of them without a mask."""
@@ -210,9 +237,18 @@ class ZerothOrder(Method):
 
     def cost(self, params: Params) -> Cost:
         """Add up what the parts declare; the noise kernel's scratch comes on top."""
-        declared = self.estimator.cost(params, self.settings.perturber) + self.update.cost(params)
+        perturber = self.settings.perturber
+        staying = perturber.staying if self.merges else None
+        declared = self.estimator.cost(params, staying or perturber) + self.update.cost(params)
         kernel = noise.scratch_bytes(params) + self.settings.scratch_bytes(params)
         return replace(declared, scratch_bytes=declared.scratch_bytes + kernel)
+
+    def _away(self, plan: Plan) -> Away | None:
+        """Return where the last look is to leave theta, for the update to take it back."""
+        last = plan.looks[-1]
+        if self.merges and last.at is None and last.distribution is plan.distribution:
+            return Away(plan.distribution, scaled(last.points[-1], -1.0))
+        return None
 
     def _move_(
         self,
@@ -222,23 +258,48 @@ class ZerothOrder(Method):
         state: State,
         seed: int,
         lr: float,
+        away: Away | None,
     ) -> State:
-        looked = self.estimator.advance(params, plan, estimate, state[0])
-        write = self.settings.writer(seed, lr)
+        with _put_back_on_error(params, away):
+            looked = self.estimator.advance(params, plan, estimate, state[0])
+        write = self.settings.writer(seed, lr, away)
         moved, by = self.update.apply_(params, estimate, state[1], lr, write)
         return self.estimator.moved(looked, by), moved
 
 
 def look(
-    perturber: Perturber, params: Params, objective: Objective, plan: Plan, span: Span
+    perturber: Perturber,
+    params: Params,
+    objective: Objective,
+    plan: Plan,
+    span: Span,
+    stay: bool = False,
 ) -> list[float]:
-    """Return the losses of a plan, in order."""
+    """Return the losses of a plan, in order; with ``stay`` theta is left at the last point."""
     seen: list[float] = []
-    for one in plan.looks:
+    for one, by in _in_turn(perturber, plan, stay):
         with standing_at(params, one.at, span):
             if one.data == "anchor":
                 with span("anchor"):
-                    seen += perturber.losses(params, objective, one, span)
+                    seen += by.losses(params, objective, one, span)
             else:
-                seen += perturber.losses(params, objective, one, span)
+                seen += by.losses(params, objective, one, span)
     return seen
+
+
+def _in_turn(perturber: Perturber, plan: Plan, stay: bool) -> Iterator[tuple[Look, Perturber]]:
+    """Walk the looks, each with its perturber; with ``stay`` the last one's stays."""
+    *before, last = plan.looks
+    yield from ((one, perturber) for one in before)
+    staying = perturber.staying if stay else None
+    yield last, staying or perturber
+
+
+@contextmanager
+def _put_back_on_error(params: Params, away: Away | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:  # why: whatever was raised, theta goes back to where it was found
+        if away is not None:
+            away.distribution.add_(params, away.back)
+        raise

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from bench.cli import doctor, listing, replay, report, run
+from bench.cli import bench, doctor, listing, replay, report, run
 from bench.records import UserError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("list")(listing.show)
 app.command("report")(report.report)
 app.command("replay")(replay.replay)
 app.command("doctor")(doctor.doctor)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -9,12 +9,19 @@ from typing import Any
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let transformers print errors only, without progress bars; afterwards all is as before."""
+    """Let transformers print errors only, without progress bars; afterwards all is as before.
+
+    Within another one it does nothing: changing a level makes every logger forget what it knows,
+    which takes longer than tokenising a sentence.
+    """
     from transformers.utils import logging as untyped  # why here: seconds to import
 
     logging: Any = untyped
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
+    if verbosity >= logging.ERROR and not bars:
+        yield
+        return
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from bench.records import record
+from bench.records import record, step_speed
 from bench.records.metrics import METRICS
 from bench.records.spec import RunSpec
 
@@ -28,6 +28,9 @@ A run is a folder `<results>/<suite>/<key>/`:
 
 Bytes, seconds and samples are raw; units, medians and intervals are made by `reports`. What is
 missing is absent or null, never 0. A reader refuses a schema version above its own.
+
+`zometer bench step` leaves `<out>/<key>/{step_speed.STEP_SPEED}` instead, a StepSpeed: see
+docs/speed.md.
 """
 
 _MODELS: tuple[type[BaseModel], ...] = (
@@ -42,6 +45,12 @@ _MODELS: tuple[type[BaseModel], ...] = (
     record.Declared,
     record.Flag,
     record.Environment,
+    step_speed.StepSpeed,
+    step_speed.StepCase,
+    step_speed.StepTimes,
+    step_speed.StepSample,
+    step_speed.StepPeak,
+    step_speed.PassSpeed,
 )
 
 

@@ -1,8 +1,8 @@
 """Random token ids, every sequence exactly ``seq_len`` long: for memory and time, not accuracy.
 
 No data, no tokenizer, nothing padded. The loss asks for every token: the next one of a causal
-model, the token itself of a masked one, with logits over the whole vocabulary. That is the cost
-of language modelling; classification by label words takes the logits of one position each.
+model, the token itself of a masked one, over the whole vocabulary. That is the cost of language
+modelling; classification by label words takes the logits of one position each.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class RandomTokens:
         """Return the batch of the sequences with these indices, (B, seq_len)."""
         import torch  # why here: see build
 
-        from bench.tasks.kit.forward import IGNORED
+        from bench.tasks.kit.vocabulary import IGNORED
 
         rows = [self._sequence(i) for i in chosen]
         causal = self.loaded.kind == "causal"
@@ -86,7 +86,7 @@ class RandomTokens:
         return Batch(chosen, input_ids, targets)
 
     def losses(self, module: nn.Module, batch: Batch) -> Tensor:
-        """Return each sequence's mean over its tokens. Scratch: (B, T, V) in float32."""
+        """Return each sequence's mean over its tokens; the logits are never there all at once."""
         from bench.tasks.kit.forward import token_losses  # why here: it imports torch
 
         return token_losses(module, self.loaded.kind, batch)

@@ -16,8 +16,9 @@ FOLD_ABOVE = None
 def rows(tables: Tables) -> Table:
     """Return one row per property; a run that died too early to say is counted in the note."""
     counted: dict[str, tuple[Environment, int]] = {}
-    for run in tables.entries:
-        if environment := run.record.environment:
+    found = [run.record.environment for run in tables.entries]
+    for environment in (*found, *(speed.environment for speed in tables.speeds)):
+        if environment:
             text = environment.model_dump_json()
             counted[text] = (environment, counted.get(text, (environment, 0))[1] + 1)
     if not counted:

@@ -49,7 +49,9 @@ _DERIVED = (
 
 
 def rows(tables: Tables) -> Table:
-    """Return the measured metrics in use, then the numbers that the report derives."""
+    """Return the measured metrics in use, then the numbers that the report derives from runs."""
+    if not tables.entries:
+        return table(_COLUMNS, [])
     used = sorted({m.metric for run in tables.entries for m in _numbers(run)})
     derived = [
         (

@@ -45,6 +45,21 @@ def test_small_updates_vanish_in_bfloat16_unless_rounded_stochastically():
     assert full["update_changed_share"] > 0.99
 
 
+def test_way_back_and_update_in_one_pass_are_told_apart():
+    """What is seen of drift is the same; a small update survives, as it shares a rounding."""
+    apart = {"weight_decay": 1e-12}  # has theta put back in a pass of its own
+    for dtype, drift, asked in ((torch.float32, 4e-8, 1.7e-5), (torch.bfloat16, 2e-3, 2.2e-5)):
+        for options in ({}, apart):
+            found, _ = watched(dtype, 20, **options)
+            assert found["estimate_drift_rms"] == pytest.approx(drift, rel=0.2)
+            assert found["update_rms"] == pytest.approx(asked, rel=0.2)
+    alone, _ = watched(torch.bfloat16, 40, **apart)
+    merged, _ = watched(torch.bfloat16, 40)
+    assert alone["update_surviving_share"] == alone["update_changed_share"] == 0
+    assert 0.5 < merged["update_surviving_share"] < 3
+    assert 0 < merged["update_changed_share"] < 0.02
+
+
 def test_a_step_with_several_updates_has_no_drift_from_them():
     w = torch.linspace(0.5, 1.0, 5000)
     params = Params([("w", w)])

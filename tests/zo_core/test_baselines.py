@@ -304,7 +304,7 @@ def published(net: Net, seeds, lr: float, eps: float, wd: float) -> None:
 
 @pytest.mark.parametrize("wd", [0.0, 0.1])
 @pytest.mark.parametrize(
-    ("dtype", "within"), [(torch.float64, 1e-7), (torch.float32, 1e-4)], ids=["f64", "f32"]
+    ("dtype", "within"), [(torch.float64, 1e-7), (torch.float32, 3e-4)], ids=["f64", "f32"]
 )
 def test_mezo_follows_the_published_loop_step_by_step(dtype, within, wd):
     lr, eps = 0.05, 1e-3

@@ -613,10 +613,10 @@ def draws_as_declared(method, p, monkeypatch):
     real = noise._pick
 
     def counting(flat, kernel):
-        def add(flat, law, key, terms, first=0):
+        def add(flat, outs, law, key, terms, *place):
             nonlocal drawn
             drawn += flat.numel() * len(terms) * (law != "uniform")
-            real(flat, kernel)(flat, law, key, terms, first)
+            real(flat, kernel)(flat, outs, law, key, terms, *place)
 
         return add
 

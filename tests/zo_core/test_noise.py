@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zo_core import Params, noise
 from zo_core.base import Param, Term
 from zo_core.directions.gaussian import Gaussian
-from zo_core.noise import cpu, philox, reference
+from zo_core.noise import cpu, philox, reference, stream
 
 ROOT = Path(__file__).parents[2]
 KEY = 0xFEDC_BA98_7654_3210
@@ -56,23 +58,36 @@ def test_philox_gives_the_known_answers_of_random123(counter, key, expected):
     assert tuple(int(w) for w in out) == expected
 
 
+def test_xoshiro_gives_the_known_answers_of_its_reference():
+    """The first words from state 1, 2, 3, 4, as rand_xoshiro's tests have them."""
+    state = [torch.tensor([n]) for n in (1, 2, 3, 4)]
+    known = [641, 1573767, 3222811527, 3517856514, 836907274, 4247214768, 3867114732, 1355841295]
+    assert [int(stream._next_(state)) for _ in known] == known
+
+
 FROZEN_GAUSSIAN = [
-    "-0x1.1dcac40000000p-1",
-    "0x1.35ad660000000p+1",
-    "0x1.0bccc20000000p+0",
-    "-0x1.72d92a0000000p+0",
-    "0x1.fbd9a20000000p-2",
+    "0x1.7431100000000p+0",
+    "-0x1.3d01100000000p-2",
+    "0x1.1bdd9a0000000p+0",
+    "-0x1.c85f9c0000000p-1",
+    "-0x1.d0b9080000000p-1",
+    "-0x1.37a9d00000000p-3",
 ]
-FROZEN_SIGNS = "0xb486b809cd8c1f80"
+FROZEN_TAIL = "-0x1.1f71120000000p+2"
+FROZEN_SIGNS = "0x8c5340a16c8c101d"
+FROZEN_UNIFORM = ["0x1.234fec0000000p-2", "0x1.250ca80000000p-1"]
 
 
 def test_the_layout_of_the_stream_is_frozen():
     """A change here needs a new format number: recorded trajectories replay these bits."""
     gaussian = reference.sample("gaussian", 11, KEY, 8195)
-    signs = reference.sample("rademacher", 11, KEY, 8195)
-    assert [float(x).hex() for x in gaussian[[0, 64, 128, 192, 8194]]] == FROZEN_GAUSSIAN
-    packed = sum(1 << i for i in range(64) if signs[8131 + i] < 0)
-    assert hex(packed) == FROZEN_SIGNS
+    chosen = gaussian[[0, 32, 64, 2047, 2048, 8194]]
+    assert [float(x).hex() for x in chosen] == FROZEN_GAUSSIAN
+    assert float(reference.sample("gaussian", 0, KEY, 2467)[-1]).hex() == FROZEN_TAIL
+    signs = reference.sample("rademacher", 11, KEY, 40_000)
+    assert hex(sum(1 << i for i in range(64) if signs[32_700 + i] < 0)) == FROZEN_SIGNS
+    uniform = reference.sample("uniform", 11, KEY, 2000)
+    assert [float(x).hex() for x in uniform[[0, 1999]]] == FROZEN_UNIFORM
 
 
 # -------------------------------------------------------------------------------- the statistics
@@ -90,42 +105,106 @@ def test_gaussian_is_standard_normal(seed):
     assert abs(z.square().mean() - 1) < 4 * 2**0.5 * error
     assert abs(z.pow(3).mean()) < 4 * 15**0.5 * error
     assert abs(z.pow(4).mean() - 3) < 4 * 96**0.5 * error
-    assert 4.5 < z.abs().max() < 6.67
+    assert 4.5 < z.abs().max() < 7.06
 
 
-def test_gaussian_reaches_the_tail_it_promises():
-    """The smallest word gives radius sqrt(2 ln 2^32), the largest gives zero."""
-    word = torch.tensor([0, 1, 2**32 - 1])
-    radius = torch.stack(reference._box_muller(word, torch.zeros_like(word))).norm(dim=0)
-    assert radius[0] == radius[1] == pytest.approx(6.6604, abs=1e-4)
-    assert radius[2] == 0
+def halves() -> torch.Tensor:
+    return torch.arange(2**16)
 
 
-def test_gaussian_radius_is_minus_two_ln_and_angles_are_sin_and_cos():
+def exact_quantile(p: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(-special.ndtri(p.double().numpy()))
+
+
+def test_every_16_bit_word_is_near_the_exact_quantile_of_its_cell():
+    magnitude = halves()[1 : 2**15]
+    z = reference._body(magnitude)
+    exact = exact_quantile((2 * magnitude + 1) / 2**17)
+    away = (z - exact).abs()
+    assert away.max() < 5e-3  # in the outer cells it is the root mean square that counts
+    assert away[64:].max() < 4.5e-5
+    assert away.square().mean().sqrt() < 3e-5
+    assert torch.equal(reference._body(magnitude + 2**15), -z)
+    assert (z.diff() < 1e-4).all()  # falls, but for the seams between polynomials
+    assert reference._body(halves()[[0, 2**15]]).abs().max() == 0  # left to the tail
+
+
+def test_the_distribution_function_is_the_normal_one_within_what_the_docs_say():
+    """No draw is needed: there are 2^16 values of equal probability, and a tail."""
+    magnitude = halves()[1 : 2**15]
+    z = reference._body(magnitude).double()
+    below = torch.from_numpy(special.ndtr(-z.numpy()))  # P(|Z| > z) / 2 must lie in the cell
+    assert (below - (2 * magnitude + 1) / 2**17).abs().max() < 2e-5
+
+
+def tail_words() -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    word = torch.randint(1, 2**32, (1 << 18,), generator=generator)
-    angle = torch.randint(0, 2**32, word.shape, generator=generator)
-    x, y = (t.double() for t in reference._box_muller(word, angle))
-    exact = -2 * ((word | 1).double() / 2**32).log()
-    assert torch.allclose(x.square() + y.square(), exact, rtol=1e-6, atol=2e-7)
-    signed = ((angle & 0xFFFFFFFC) ^ 2**31) - 2**31
-    tangent = (signed.double() * reference.ANGLE).tan().abs()
-    swap = (angle & 2) == 2
-    ratio = torch.where(swap, x, y).abs() / torch.where(swap, y, x).abs()
-    assert torch.allclose(ratio, tangent, rtol=1e-6, atol=1e-7)
+    some = torch.randint(0, 2**23, (1 << 20,), generator=generator)
+    some[: 1 << 12] = torch.arange(1 << 12)
+    some[-1] = 2**23 - 1
+    return some << 9
 
 
-def test_square_root_is_the_ieee_one():
-    x = torch.rand(1 << 18, generator=torch.Generator().manual_seed(2)) * 45
-    expected = torch.from_numpy(x.numpy() ** 0.5)  # numpy uses the machine's instruction
-    assert torch.equal(reference._sqrt(x), expected)
+def test_the_tail_is_near_the_exact_quantile_out_to_seven_sigma():
+    word = tail_words()
+    z = reference._tail(word)
+    v = (2 * (word >> 9) + 1).double() * 2.0**-23
+    assert (z - exact_quantile(v / 2**17)).abs().max() < 2.3e-5
+    assert 7.04 < z.max() < 7.06
+    assert 4.169 < z.min() < 4.1697
+    assert torch.equal(reference._tail(word + 511), z)  # the 9 lower bits don't count
+
+
+def test_moments_of_all_values_are_those_of_a_normal_number():
+    z = reference._body(halves()[1 : 2**15]).double()
+    tail = reference._tail(torch.arange(2**20) * 2**12).double()
+    for power, moment, within in [(2, 1, 1e-6), (4, 3, 3e-5), (6, 15, 2e-3)]:
+        total = z.pow(power).sum() + tail.pow(power).mean()
+        assert abs(total / 2**15 - moment) < within
+
+
+@needs_numba
+def test_a_hundred_million_draws_pass_for_normal_in_body_and_tails():
+    """Kolmogorov and Smirnov's test, moments, and the count past 4, 4.5 and 5 sigma."""
+    count, parts = 10**8, 10
+    size = count // parts
+    edges = torch.linspace(-4, 4, 4001, dtype=torch.float64)
+    inside, sums, outside = torch.zeros(4002), torch.zeros(5).double(), torch.zeros(3)
+    limits = torch.tensor([4.0, 4.5, 5.0])
+    z = torch.empty(size)
+    for part in range(parts):
+        cpu.write(z.zero_(), (z,), "gaussian", KEY, [Term(77, 1.0)], part * size)
+        inside += torch.bincount(torch.bucketize(z.double(), edges), minlength=4002)
+        sums += torch.stack([z.double().pow(k).sum() for k in range(5)])
+        outside += torch.stack([(z.abs() > limit).sum() for limit in limits])
+    cdf = inside.double().cumsum(0)[:-1] / count
+    assert (cdf - torch.from_numpy(special.ndtr(edges.numpy()))).abs().max() < 1.95 / count**0.5
+    mean, square, third, fourth = (sums[1:] / count).tolist()
+    error = count**-0.5
+    assert abs(mean) < 4 * error
+    assert abs(square - 1) < 4 * 2**0.5 * error
+    assert abs(third) < 4 * 15**0.5 * error
+    assert abs(fourth - 3) < 4 * 96**0.5 * error
+    for limit, seen in zip(limits.tolist(), outside.tolist(), strict=True):
+        expected = 2 * count * float(special.ndtr(-limit))
+        assert abs(seen - expected) < 4 * expected**0.5
+
+
+def test_neighbouring_elements_are_independent():
+    """Halves of a word, lanes, steps and blocks are apart by 32, 1, 64 and 2048."""
+    z = reference.sample("gaussian", 5, KEY, 1 << 20)
+    for lag in (1, 32, 64, 2048):
+        a, b = z[lag:], z[:-lag]
+        for x, y in [(a, b), (a.square() - 1, b.square() - 1), (a, b.square() - 1)]:
+            product = x * y
+            assert abs(product.mean()) < 4 * product.std() * product.numel() ** -0.5
 
 
 def test_rademacher_is_balanced_signs():
     z = reference.sample("rademacher", 5, KEY, 1 << 20)
     assert set(z.unique().tolist()) == {-1.0, 1.0}
     assert abs(z.sum()) < 4 * 1024
-    for lag in (1, 64, 256, 8192):  # lanes, words, bits and blocks are apart
+    for lag in (1, 32, 1024, 32_768):  # lanes, bits, steps and blocks are apart
         assert abs((z[lag:] * z[:-lag]).sum()) < 4 * 1024
 
 
@@ -158,8 +237,8 @@ def test_streams_of_other_seeds_and_tensors_are_uncorrelated(name):
 @pytest.mark.parametrize("chunk", [100, 2048, 8192, 65536])
 def test_the_reference_does_not_depend_on_its_chunk(name, chunk):
     a, b = weights(20_011), weights(20_011)
-    reference.add_(a, name, KEY, TERMS["three"])
-    reference.add_(b, name, KEY, TERMS["three"], chunk=chunk)
+    reference.write(a, (a,), name, KEY, TERMS["three"])
+    reference.write(b, (b,), name, KEY, TERMS["three"], chunk=chunk)
     assert torch.equal(a, b)
 
 
@@ -173,11 +252,11 @@ def test_any_part_of_a_stream_can_be_had_alone(name, first):
 @pytest.mark.parametrize("name", reference.LAWS)
 @pytest.mark.parametrize("kernel", ["torch", pytest.param("numba", marks=needs_numba)])
 def test_places_beyond_32_bits_do_not_wrap_around(name, kernel):
-    add = reference.add_ if kernel == "torch" else cpu.add_
+    write = reference.write if kernel == "torch" else cpu.write
 
     def at(first: int) -> torch.Tensor:
         out = torch.zeros(4096)
-        add(out, name, KEY, [Term(1, 1.0)], first)
+        write(out, (out,), name, KEY, [Term(1, 1.0)], first)
         return out
 
     for power in (32, 33, 37, 39):  # elements, and the lanes of either law, pass 2^32
@@ -195,12 +274,128 @@ def test_places_beyond_32_bits_do_not_wrap_around(name, kernel):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
 def test_numba_equals_the_reference_to_the_bit(name, dtype, terms):
-    for count in (0, 1, 63, 767, 2048, 2049, 8193, 65_535, 70_001):
-        for first in (0, 77, 2048, 5 * 8192 + 3, 2**40 + 5):
+    for count in (0, 1, 63, 767, 2048, 2049, 8193, 70_001):
+        for first in (0, 77, 2048, 5 * 32_768 + 3, 2**40 + 5):
             a, b = weights(count, dtype), weights(count, dtype)
-            reference.add_(a, name, KEY, terms, first)
-            cpu.add_(b, name, KEY, terms, first)
+            reference.write(a, (a,), name, KEY, terms, first)
+            cpu.write(b, (b,), name, KEY, terms, first)
             assert torch.equal(bits(a), bits(b)), (count, first)
+
+
+@needs_numba
+@pytest.mark.parametrize("name", reference.LAWS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
+@pytest.mark.parametrize("threshold", [None, 0.013], ids=["all", "small"])
+def test_both_sides_and_small_weights_equal_the_reference_to_the_bit(
+    name, dtype, terms, threshold
+):
+    source = weights(70_001, dtype)
+    source[:3] = torch.tensor([0.0, -0.0, 0.02])
+    before = source.clone()
+    ours, theirs = ([torch.empty_like(source) for _ in range(2)] for _ in range(2))
+    cpu.write(source, ours, name, KEY, terms, 77, threshold)
+    reference.write(source, theirs, name, KEY, terms, 77, threshold)
+    assert torch.equal(bits(source), bits(before))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(bits(a), bits(b))
+    cpu.write(source, (source,), name, KEY, terms, 77, threshold)
+    assert torch.equal(bits(source), bits(ours[0]))
+    moved = bits(source) != bits(before)
+    if threshold is None:
+        assert moved.any()
+    else:
+        assert moved.any() and not (moved & (before.abs() > threshold)).any()
+
+
+@needs_numba
+@pytest.mark.parametrize("name", reference.LAWS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("scale", [1e-7, 1e-3, 1e38])
+def test_stochastic_rounding_equals_the_reference_to_the_bit_on_every_weight(name, dtype, scale):
+    every = torch.arange(2**16).to(torch.uint16).view(torch.int16).view(dtype)
+    for terms in ([Term(4, scale)], [Term(4, scale), Term(5, -scale)]):
+        a, b = every.clone(), every.clone()
+        reference.write_rounded(a, name, KEY, terms, 9, 77)
+        cpu.write_rounded(b, name, KEY, terms, 9, 77)
+        number = ~every.isnan()
+        assert torch.equal(bits(a)[number], bits(b)[number])
+        assert b[~number].isnan().all()
+
+
+def test_stochastic_rounding_in_the_pass_is_that_of_pieces(monkeypatch):
+    monkeypatch.setattr(noise, "PIECE", 1000)
+    w = weights(7000, torch.bfloat16).view(70, 100)
+    for tensor in (w.clone(), w.t().contiguous().t()):
+        params = Params([("w", tensor)])
+        expected = w.clone()
+        for piece in noise.pieces(Params([("w", expected)])):
+            total = noise.draw(piece, "gaussian", TERMS["one"]).add_(piece.part)
+            piece.part.copy_(noise.rounded(piece, total, 9))
+        noise.add_(params, "gaussian", TERMS["one"], rounding=9)
+        assert torch.equal(tensor, expected)
+        assert not torch.equal(tensor, w)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("write", [reference.write, pytest.param(cpu.write, marks=needs_numba)])
+def test_no_terms_leave_every_bit(write, dtype):
+    source = weights(5000, dtype)
+    outs = [torch.empty_like(source) for _ in range(2)]
+    write(source, outs, "gaussian", KEY, [], 77)
+    assert all(torch.equal(bits(out), bits(source)) for out in outs)
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_outermost_element_is_finished_wherever_it_stands(dtype):
+    """Place 2466 of this stream is one; here in whole units, at ends, and alone."""
+    for first, count in [(0, 4096), (2048, 2048), (2466, 1), (2400, 67), (2048, 70_000)]:
+        a = weights(count, dtype)
+        b, c = a.clone(), torch.empty_like(a)
+        reference.write(a, (a,), "gaussian", KEY, [Term(0, 0.1)], first)
+        cpu.write(b, (b, c), "gaussian", KEY, [Term(0, 0.1)], first)
+        assert torch.equal(bits(a), bits(b))
+        change = (b.double() - c.double())[2466 - first]
+        assert change == pytest.approx(-0.2 * 4.49128, rel=1e-2)
+
+
+@needs_numba
+@pytest.mark.parametrize("features", ["-avx", "+avx,+avx2,+fma,+f16c"])
+def test_every_processor_gives_the_same_bits(features, tmp_path):
+    """Compiled for a processor with fewer features than this one, where there are fewer."""
+    code = (
+        "import hashlib, torch; from zo_core.noise import cpu; from zo_core.base import Term\n"
+        "digest = hashlib.sha256()\n"
+        "for name in ('gaussian', 'rademacher'):\n"
+        "    x = torch.zeros(40_001, dtype=torch.bfloat16)\n"
+        "    cpu.write(x, (x,), name, 5, [Term(3, 0.7)], 2048)\n"
+        "    digest.update(x.view(torch.uint8).numpy().tobytes())\n"
+        "print(digest.hexdigest())"
+    )
+    own = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features}
+    own["NUMBA_CACHE_DIR"] = str(tmp_path)
+    if platform.machine() not in ("x86_64", "AMD64") or _lacks(features):
+        pytest.skip(f"this processor can't run code for x86-64 {features}")
+    seen = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | extra,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for extra in ({}, own)
+    ]
+    assert seen[0] == seen[1] != ""
+
+
+def _lacks(features: str) -> bool:
+    from numba.core.codegen import get_host_cpu_features
+
+    own = get_host_cpu_features().split(",")
+    return any(f not in own for f in features.split(",") if f[0] == "+")
 
 
 @needs_numba
@@ -209,8 +404,8 @@ def test_numba_equals_the_reference_to_the_bit(name, dtype, terms):
 def test_16_bit_rounding_equals_torch_on_every_weight(dtype, scale):
     every = torch.arange(2**16).to(torch.uint16).view(torch.int16).view(dtype)
     a, b = every.clone(), every.clone()
-    reference.add_(a, "gaussian", KEY, [Term(4, scale)])
-    cpu.add_(b, "gaussian", KEY, [Term(4, scale)])
+    reference.write(a, (a,), "gaussian", KEY, [Term(4, scale)])
+    cpu.write(b, (b,), "gaussian", KEY, [Term(4, scale)])
     number = ~every.isnan()
     assert torch.equal(bits(a)[number], bits(b)[number])
     assert b[~number].isnan().all()
@@ -225,7 +420,7 @@ def test_the_number_of_threads_does_not_matter(name):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             outs.append(weights(1_000_003))
-            cpu.add_(outs[-1], name, KEY, TERMS["three"], 12_345)
+            cpu.write(outs[-1], (outs[-1],), name, KEY, TERMS["three"], 12_345)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(outs[0], outs[1])
@@ -237,7 +432,7 @@ def test_ranges_cover_every_element_once_and_start_with_a_block():
         ranges = cpu._ranges(count, first, threads)
         assert [i for r in ranges for i in (r[0],)] == [0, *(r[1] for r in ranges)][: len(ranges)]
         assert sum(high - low for low, high in ranges) == count
-        assert all((first + low) % 8192 == 0 for low, _ in ranges[1:])
+        assert all((first + low) % 32_768 == 0 for low, _ in ranges[1:])
 
 
 # ----------------------------------------------------------------------------- the one entrance
@@ -347,7 +542,7 @@ def test_a_traced_pass_over_fake_weights_takes_the_scratch_of_a_live_one(
 
     live = peak(200)
     with FakeTensorMode():
-        assert peak(10**6) == live
+        assert abs(peak(10**6) - live) <= 1024  # a table of coefficients counts twice
     assert live > 4 * 2**18
 
 
@@ -432,6 +627,6 @@ def test_a_cuda_device_gives_the_bits_of_the_cpu(name, dtype):
     host = torch.linspace(-1, 1, 3 * 65536 + 5).to(dtype)
     device = host.cuda()
     terms = [Term(5, 0.25), Term(2**63 + 1, -1e-3)]
-    reference.add_(host, name, 7, terms)
-    reference.add_(device, name, 7, terms)
+    reference.write(host, (host,), name, 7, terms)
+    reference.write(device, (device,), name, 7, terms)
     assert torch.equal(host, device.cpu())

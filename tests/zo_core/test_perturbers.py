@@ -91,7 +91,7 @@ def test_in_forward_refuses_to_leave_a_tensor_out(net):
     module, _, _ = net
     params = Params.of(module)
     loss = Closure(lambda: nn.functional.linear(torch.ones(1, 6), module.mix.weight).sum())
-    with pytest.raises(ValueError, match=r"'scale' is not used .* restore='arithmetic'"):
+    with pytest.raises(ValueError, match=r"'mix.weight' is not used .* restore='arithmetic'"):
         InForward().losses(
             params, Closure(lambda: module.head(torch.ones(6)).sum()), Look(LAW, POINTS[:1])
         )
@@ -112,3 +112,34 @@ def test_retracing_leaves_the_roundings_of_the_live_moves(dtype, net):
     InPlace().retrace_(again, Look(LAW, POINTS))
     assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(live, again, strict=True))
     assert not all(torch.equal(a.tensor, b) for a, b in zip(again, before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_staying_perturber_leaves_theta_at_the_last_point_unless_something_is_raised(dtype, net):
+    module, _, _ = net
+    module.to(dtype)
+    live, look = Params.of(module), Look(LAW, POINTS)
+    start = [p.tensor.detach().clone() for p in live]
+    again = Params((p.name, p.tensor.detach().clone()) for p in live)
+    ids, seen = torch.arange(8), []
+
+    def value():
+        seen[:] = [t.detach().clone() for t in live.tensors]
+        return module(ids).float().square().mean()
+
+    staying, back = InPlace().staying, InPlace()
+    staying.losses(live, Closure(value), look)
+    assert all(torch.equal(t, at) for t, at in zip(live.tensors, seen, strict=True))
+    assert not all(torch.equal(t, was) for t, was in zip(live.tensors, start, strict=True))
+    staying.retrace_(again, look)
+    assert all(torch.equal(a, b) for a, b in zip(live.tensors, again.tensors, strict=True))
+    saved = back.cost(live, POINTS).noise_passes - staying.cost(live, POINTS).noise_passes
+    assert saved == len(POINTS[-1])
+    with torch.no_grad():
+        for tensor, was in zip(live.tensors, start, strict=True):
+            tensor.copy_(was)
+    with pytest.raises(ZeroDivisionError):
+        staying.losses(live, Closure(lambda: 1 / 0), look)
+    worst = max((t - w).abs().max() for t, w in zip(live.tensors, start, strict=True))
+    assert worst <= torch.finfo(dtype).eps * 4
+    assert InForward().staying is None

@@ -218,7 +218,7 @@ def test_theta_is_put_back_when_a_corrected_step_fails(name, storage, query, res
     p.objective = Closure(loss, loss)
     with pytest.raises(NonFiniteLoss):
         step(method, p, state, 2, 0.01)
-    assert calls == query + 1
+    assert calls > query, "else nothing failed"
     torch.testing.assert_close(p.flat(), before, rtol=0, atol=1e-14)
     if restore == "exact" and storage:
         assert torch.equal(p.flat(), before)
@@ -622,7 +622,7 @@ def test_gathered_directions_are_drawn_for_the_chosen_alone(drawn):
     closure = Closure(lambda: params[0].tensor.square().sum() + params[1].tensor.square().sum())
     drawn.clear()
     method.step_(params, closure, state, seed=1, lr=1e-4)
-    assert sum(drawn) == 4 * (2000 + 1)
+    assert sum(drawn) == 3 * (2000 + 1)
 
 
 @pytest.mark.parametrize("piece", [1 << 18, 4])
@@ -720,10 +720,10 @@ def drawn(monkeypatch):
     real = noise._pick
 
     def counting(flat, kernel):
-        def add(flat, law, key, terms, first=0):
+        def add(flat, outs, law, key, terms, *place):
             if law != "uniform":
                 counts.append(flat.numel() * len(terms))
-            real(flat, kernel)(flat, law, key, terms, first)
+            real(flat, kernel)(flat, outs, law, key, terms, *place)
 
         return add
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zo_core import Params, Term, directions, noise
-from zo_core.writing import Writer, observed, round_stochastically
+from zo_core.writing import Writer, observed
 
 LAW = directions.build("gaussian")
 HALVES = [torch.bfloat16, torch.float16]
@@ -21,7 +21,7 @@ def pieces_of(values):
 def test_the_mean_of_stochastic_rounding_is_the_value(dtype, value):
     exact = torch.full((200_000,), value)
     piece = pieces_of(exact.to(dtype))
-    rounded = round_stochastically(exact, piece, seed=3).float()
+    rounded = noise.rounded(piece, exact, seed=3).float()
     near = torch.tensor(value).to(dtype)
     assert 1 <= len(rounded.unique()) <= 2
     assert (
@@ -38,7 +38,7 @@ def test_the_mean_of_stochastic_rounding_is_the_value(dtype, value):
 def test_values_of_the_dtype_stay(dtype):
     every = torch.arange(2**16).to(torch.uint16).view(torch.int16).view(dtype)
     every = every[every.isfinite()]
-    rounded = round_stochastically(every.float(), pieces_of(every), seed=1)
+    rounded = noise.rounded(pieces_of(every), every.float(), seed=1)
     assert torch.equal(rounded.view(torch.int16), every.view(torch.int16))
 
 
@@ -46,7 +46,7 @@ def test_values_of_the_dtype_stay(dtype):
 def test_what_is_too_large_stays_at_the_largest(dtype):
     largest = torch.finfo(dtype).max
     beyond = torch.tensor([largest * 1.001, -largest * 1.001] * 500)
-    rounded = round_stochastically(beyond, pieces_of(beyond.to(dtype)), seed=1)
+    rounded = noise.rounded(pieces_of(beyond.to(dtype)), beyond, seed=1)
     assert rounded.abs().max() <= largest and rounded.isfinite().all()
 
 
@@ -90,7 +90,7 @@ def test_an_observer_sees_every_write_and_changes_no_bit(dtype):
         params = Params([("w", w.view(700, 1000))])
         seen = []
         if watch:
-            with observed(lambda *told: seen.append([t.clone() for t in told])):
+            with observed(lambda p, *told: seen.append([t.clone() for t in (*told, p.part)])):
                 Writer().terms_(params, LAW, [Term(1, 1e-3), Term(2, -1e-3)])
         else:
             Writer().terms_(params, LAW, [Term(1, 1e-3), Term(2, -1e-3)])

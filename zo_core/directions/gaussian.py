@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zo_core import noise
 from zo_core.base import Distribution, Param, Piece, Term
+from zo_core.noise import rows as noise_rows
 
 TITLE = "Gaussian: standard normal entries, independent: u ~ N(0, I)"
 
@@ -21,18 +22,30 @@ TITLE = "Gaussian: standard normal entries, independent: u ~ N(0, I)"
 class Gaussian(Distribution):
     """The distribution; the fastest kernel of the machine computes it, all with the same bits."""
 
+    law = "gaussian"
+
     @property
     def name(self) -> str:
         """Name, as in records."""
-        return "gaussian"
+        return self.law
 
     def draw(self, piece: Piece, terms: Sequence[Term]) -> Tensor:
         """Return ``sum_k c_k u(seed_k)`` for one piece."""
-        return noise.draw(piece, "gaussian", terms)
+        return noise.draw(piece, self.law, terms)
 
     def add_(self, params: Sequence[Param], terms: Sequence[Term]) -> None:
         """Add ``sum_k c_k u(seed_k)`` to ``params`` in one pass."""
-        noise.add_(params, "gaussian", terms)
+        noise.add_(params, self.law, terms)
+
+    def write(self, piece: Piece, outs: Sequence[Tensor], terms: Sequence[Term]) -> None:
+        """Write ``piece`` plus (and minus) ``sum_k c_k u(seed_k)`` elsewhere, in one pass."""
+        noise.write(piece, outs, self.law, terms)
+
+    def write_rows(
+        self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]
+    ) -> None:
+        """Write rows of a matrix plus (and minus) ``sum_k c_k u(seed_k)`` elsewhere."""
+        noise_rows.write(param, rows, outs, self.law, terms)
 
 
 def distribution() -> Gaussian:

@@ -8,7 +8,7 @@ theta_ref, the two differences are equal, and what is left of the estimate is g_
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -43,6 +43,11 @@ class Anchor(Protocol):
     @property
     def walks_back(self) -> bool:
         """Whether it must be told of every move as terms."""
+        ...
+
+    @property
+    def needs_theta_back(self) -> bool:
+        """Whether it reads theta to be dropped, or looks from elsewhere last."""
         ...
 
     def init(self, params: Params) -> State:
@@ -89,6 +94,11 @@ class WalkedBack(Anchor):
         """Yes."""
         return True
 
+    @property
+    def needs_theta_back(self) -> bool:
+        """No: theta_ref is theta minus what updates are told to have moved it by."""
+        return False
+
     def init(self, params: Params) -> State:
         """No move was made."""
         return ()
@@ -116,7 +126,7 @@ class WalkedBack(Anchor):
     def cost(self, params: Params, perturber: Perturber, eps: float, period: int) -> Cost:
         """Keep a few numbers; noise passes grow with the moves: those of ``period`` - 1 steps."""
         if period == 1:
-            return perturber.cost(params, both_sides(0, eps))
+            return perturber.cost(params, both_sides(0, eps), "anchor")
         moves = tuple(Term(-n, 1.0) for n in range(1, period))
         looks = perturber.cost(params, _there_and_back(0, eps, moves))
         return looks + Cost(noise_passes=1)
@@ -135,6 +145,11 @@ class Copied(Anchor):
     def walks_back(self) -> bool:
         """No."""
         return False
+
+    @property
+    def needs_theta_back(self) -> bool:
+        """Yes: theta is copied, and the last look is from the copy."""
+        return True
 
     def init(self, params: Params) -> State:
         """Make room for both."""
@@ -170,9 +185,15 @@ class Copied(Anchor):
     def cost(self, params: Params, perturber: Perturber, eps: float, period: int) -> Cost:
         """Keep two copies of the weights; scratch is two pieces."""
         side = perturber.cost(params, both_sides(0, eps))
+        drops = perturber.cost(params, both_sides(0, eps), "anchor") + Cost(noise_passes=1)
+        step = side + side if period > 1 else drops
         pieces = noise.piece_bytes(params, 3)
-        copies = Cost(state_bytes=2 * params.bytes, scratch_bytes=side.scratch_bytes + pieces)
-        return side + (side if period > 1 else Cost(noise_passes=1)) + copies
+        return replace(
+            step,
+            noise_passes=max(step.noise_passes, drops.noise_passes),
+            state_bytes=2 * params.bytes,
+            scratch_bytes=step.scratch_bytes + pieces,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,6 +61,11 @@ class BlockScaled(Estimator):
         check_eps(self.eps)
         pick("scale", self.scale, SCALES)
 
+    @property
+    def needs_theta_back(self) -> bool:
+        """Yes: it looks along z / D, and the estimate is along D z or z."""
+        return True
+
     def init(self, params: Params) -> State:
         """Return D where it hangs on the weights alone."""
         if self.scale == "gradient_norm":

@@ -52,6 +52,11 @@ class HessianInformed(Estimator):
         if not 0 <= self.alpha < 1:
             raise ValueError(f"smoothing must be in [0, 1), got {self.alpha}.")
 
+    @property
+    def needs_theta_back(self) -> bool:
+        """Yes: the way back is along directions of the old h, and the update along new ones."""
+        return True
+
     def init(self, params: Params) -> State:
         """Return h = 1."""
         return {

@@ -7,6 +7,7 @@ sum_b d_b ||grad_b||^2, where one direction over all costs d ||grad||^2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -75,5 +76,7 @@ def slopes(look: Look, losses: Sequence[float], eps: float) -> tuple[Term, ...]:
 
 
 def cost_of_each_block(params: Params, perturber: Perturber, eps: float) -> Cost:
-    """Declare the cost of such a look."""
-    return replace(perturber.cost(params, both_sides(0, eps)), queries=2 * len(blocks(params)))
+    """Declare the cost of such a look; every pass is over one block of ``n``."""
+    n = len(blocks(params))
+    looks = perturber.cost(params, [p for seed in range(n) for p in both_sides(seed, eps)])
+    return replace(looks, noise_passes=math.ceil(looks.noise_passes / n))

@@ -68,6 +68,11 @@ class Svrg(Estimator):
         return self._anchor.walks_back
 
     @property
+    def needs_theta_back(self) -> bool:
+        """As the anchor does."""
+        return self._anchor.needs_theta_back
+
+    @property
     def _anchor(self) -> Anchor:
         return ANCHORS[self.storage]
 

@@ -8,7 +8,8 @@ passes", NeurIPS 2023, arXiv 2305.17333, Algorithm 1::
 
 Where we differ: (1) z comes from a counter-based stream, not from a reseeded global generator, so
 data order and dropout don't hang on it; (2) moves are in place without temporaries, where the
-released code allocates three of the largest tensor; (3) c is rounded to float32.
+released code allocates three of the largest tensor; (3) the way back from theta - eps z and the
+update are one move by (eps - lr c) z, rounded once; (4) c is rounded to float32.
 
 >>> import torch
 >>> from zo_core import Closure, Params, sample
@@ -34,7 +35,10 @@ from zo_core.zeroth_order import ZerothOrder
 TITLE = "MeZO (ZO-SGD)"
 PAPER = "arXiv 2305.17333, Algorithm 1"
 BIAS = ""
-DIFFERS = "the noise stream (counter-based), moves without temporaries, c rounded to float32"
+DIFFERS = (
+    "the noise stream (counter-based), moves without temporaries (the last way back is part of "
+    "the update), c rounded to float32"
+)
 
 
 def method(*, eps: float = 1e-3, distribution: str = "gaussian") -> Method:

@@ -52,7 +52,7 @@ def method(
     scale_lr: bool = False,
     distribution: str = "gaussian",
 ) -> Method:
-    """Return MeZO with n-SPSA: 2 n queries and 4 n noise passes a step, no state.
+    """Return MeZO with n-SPSA: 2 n queries and 4 n - 1 noise passes a step, no state.
 
     Args:
         eps: perturbation scale.

@@ -8,7 +8,7 @@ for language models by ZO-Bench (Zhang et al., ICML 2024, arXiv 2402.11592)::
 
 As z and -z are equally likely, the mean of c z is the gradient up to O(eps^2), as with two sides;
 but a single c is off the slope along z by O(eps), so its variance grows with eps. It saves one
-noise pass of four, and the loss it logs is that of theta.
+noise pass of three, and the loss it logs is that of theta.
 
 Where we differ: c is rounded to float32.
 
@@ -40,7 +40,7 @@ DIFFERS = "c rounded to float32"
 
 
 def method(*, eps: float = 1e-3, distribution: str = "gaussian") -> Method:
-    """Return one-sided MeZO: 2 queries and 3 noise passes a step, no state.
+    """Return one-sided MeZO: 2 queries and 2 noise passes a step, no state.
 
     Args:
         eps: perturbation scale; the error of one c is proportional to it.

@@ -17,7 +17,7 @@ minibatch. Where theta = theta_ref the correction is 0 exactly.
 Where we differ: (1) z is shared by the two estimates of a step, without which nothing cancels (the
 released code draws two, and its snapshot is a reference to the live weights: that is
 ``mezo_svrg_released``); (2) ``storage = "replay"`` keeps theta_ref and g_ref as seeds and scalars,
-in the memory of MeZO, for longer walks: 3 + 2 q noise passes a step in place; ``"dense"`` keeps
+in the memory of MeZO, for longer walks: 2 + 2 q noise passes a step in place; ``"dense"`` keeps
 two copies of the weights; (3) annealing compares windows of the losses that a step sees anyhow, at
 theta +- eps z, where the code makes a forward pass more; (4) its floor is a share of the rate: at
 the ratio 10 the code's floors (1e-5 and 1e-6) are one share of both rates.

@@ -181,7 +181,8 @@ class ReleasedSvrg(Replayable):
     def cost(self, params: Params) -> Cost:
         """Four queries (two where every step is an anchor); G is kept, and a second one built."""
         side = self.settings.perturber.cost(params, both_sides(0, self.eps))
-        looks = side + side if self.period > 1 else side
+        anchor = self.settings.perturber.cost(params, both_sides(0, self.eps), "anchor")
+        looks = side + side if self.period > 1 else anchor
         pieces = noise.piece_bytes(params, 3)
         kernel = noise.scratch_bytes(params) + self.settings.scratch_bytes(params)
         scratch = max(params.bytes, side.scratch_bytes) + pieces + kernel

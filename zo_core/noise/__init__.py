@@ -7,7 +7,7 @@ tensor) alone. Kernels differ in speed, never in a bit; ``reference`` is their d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor  # torch's only name for it
 
 from zo_core.base import Distribution, Param, Piece, Term
-from zo_core.noise import cpu, reference
+from zo_core.noise import cpu, gpu, reference
 
-Kernel = Literal["auto", "torch", "numba"]
-"""Who computes: the fastest that can, the torch reference, or numba and nothing else."""
+Kernel = Literal["auto", "torch", "numba", "triton"]
+"""Who computes: the fastest that can, the torch reference, or numba or triton and nothing else."""
 
 PIECE = 1 << 18
 """Elements that are worked on at a time on the CPU where more is done than adding noise: a few
@@ -39,19 +39,33 @@ __all__ = [
     "piece_bytes",
     "piece_of",
     "pieces",
+    "rounded",
     "scratch_bytes",
     "uniform",
+    "write",
 ]
 
 
-class _Adder(Protocol):
+class _Kernel(Protocol):
     def __call__(
-        self, flat: Tensor, name: str, key: int, terms: Sequence[Term], first: int = 0
+        self,
+        source: Tensor,
+        outs: Sequence[Tensor],
+        name: str,
+        key: int,
+        terms: Sequence[Term],
+        first: int = 0,
+        threshold: float | None = None,
     ) -> None: ...
 
 
 def add_(
-    params: Sequence[Param], name: str, terms: Sequence[Term], kernel: Kernel = "auto"
+    params: Sequence[Param],
+    name: str,
+    terms: Sequence[Term],
+    kernel: Kernel = "auto",
+    thresholds: Mapping[int, float] | None = None,
+    rounding: int | None = None,
 ) -> None:
     """Add ``sum_k c_k noise(seed_k)`` to every tensor in place, in one pass over the weights.
 
@@ -65,22 +79,67 @@ def add_(
         name: "gaussian" or "rademacher" (or "uniform", on [0, 1), which is no direction).
         terms: (seed, coefficient) pairs; nothing happens where there are none.
         kernel: who computes.
+        thresholds: by key of the tensor; entries larger than it in magnitude keep their bits.
+        rounding: seed of the bits by which 16-bit weights are rounded stochastically (see
+            ``rounded``); there are no thresholds then.
 
     Raises:
         ValueError: numba was required and can't be used, or ``name`` is unknown.
 
     """
-    if name not in reference.LAWS:
-        raise ValueError(f"Expected one of {', '.join(reference.LAWS)}, got '{name}'.")
+    _check(name)
     if not terms:
         return
+    together: list[cpu.Flat] = []
     with torch.no_grad():
         for param in params:
             for part, first in _pieces(param.tensor.detach(), 0):
                 flat = part.contiguous().view(-1)
-                _pick(flat, kernel)(flat, name, param.key, terms, first)
+                bound = None if thresholds is None else thresholds[param.key]
+                pick = _pick(flat, kernel)
+                stochastic = rounding is not None and flat.itemsize == 2
+                if pick is cpu.write and bound is None and not stochastic and part.is_contiguous():
+                    together.append(cpu.Flat(flat, param.key, first))
+                    continue
+                if stochastic:
+                    write_rounded = (cpu if pick is cpu.write else reference).write_rounded
+                    write_rounded(flat, name, param.key, terms, rounding, first)
+                else:
+                    pick(flat, (flat,), name, param.key, terms, first, bound)
                 if not part.is_contiguous():
                     part.copy_(flat.view(part.shape))
+        cpu.add_(together, name, terms)
+
+
+def write(
+    piece: Piece,
+    outs: Sequence[Tensor],
+    name: str,
+    terms: Sequence[Term],
+    threshold: float | None = None,
+) -> None:
+    """Write a piece plus ``sum_k c_k noise(seed_k)`` elsewhere; minus it too, with two ``outs``.
+
+    One pass, and one draw for both signs: of any length (``piece.part`` may be a whole tensor), so
+    that weights can be perturbed as they are copied to where they are used. Same bits as ``add_``.
+
+    Args:
+        piece: what is read; (n,), contiguous.
+        outs: one or two tensors of its shape and dtype, contiguous, apart from it.
+        name: as for ``add_``.
+        terms: (seed, coefficient) pairs.
+        threshold: where the piece is larger in magnitude, it is copied as it is.
+
+    """
+    _check(name)
+    with torch.no_grad():
+        source = piece.part.detach()
+        _pick(source, "auto")(source, outs, name, piece.param.key, terms, piece.first, threshold)
+
+
+def _check(name: str) -> None:
+    if name not in reference.LAWS:
+        raise ValueError(f"Expected one of {', '.join(reference.LAWS)}, got '{name}'.")
 
 
 def piece_of(device: torch.device) -> int:
@@ -117,7 +176,7 @@ def borders(param: Param) -> list[int]:
 def draw(piece: Piece, name: str, terms: Sequence[Term]) -> Tensor:
     """Return what ``add_`` would add to ``piece``, shape (n,), dtype ``piece.wide``."""
     total = torch.zeros_like(piece.part, dtype=piece.wide)
-    _pick(total, "auto")(total, name, piece.param.key, terms, piece.first)
+    _pick(total, "auto")(total, (total,), name, piece.param.key, terms, piece.first)
     return total
 
 
@@ -127,8 +186,17 @@ def uniform(piece: Piece, seed: int) -> Tensor:
     Multiples of 2^-24, from a stream of their own: ``seed`` may be one that directions use.
     """
     total = torch.zeros_like(piece.part, dtype=torch.float32)
-    _pick(total, "auto")(total, "uniform", piece.param.key, [Term(seed, 1.0)], piece.first)
+    terms = [Term(seed, 1.0)]
+    _pick(total, "auto")(total, (total,), "uniform", piece.param.key, terms, piece.first)
     return total
+
+
+def rounded(piece: Piece, values: Tensor, seed: int) -> Tensor:
+    """Round float32 ``values``, shape (n,), stochastically to the 16-bit dtype of ``piece``.
+
+    By random bits of ``seed`` and the places of ``piece``: those of ``add_(rounding=seed)``.
+    """
+    return reference.rounded(values, uniform(piece, seed), piece.part.dtype)
 
 
 def add_by_pieces_(
@@ -143,7 +211,7 @@ def add_by_pieces_(
 
 
 def scratch_bytes(params: Sequence[Param]) -> int:
-    """Bound what ``add_`` allocates, by what the reference does (numba: 26 KiB a thread).
+    """Bound what ``add_`` allocates, by what the reference does (numba: 40 KiB a thread).
 
     A tensor that is not contiguous costs a copy of at most ``piece_of`` of its elements as well.
     """
@@ -163,29 +231,38 @@ def _piece_elements(tensor: Tensor) -> int:
 
 
 def kernel_in_use(device: torch.device) -> tuple[str, str]:
-    """Return the name of the kernel that "auto" takes on ``device``, and why that one."""
-    if device.type != "cpu":
-        return "torch", f"there is no kernel for {device.type} yet; the reference runs there"
-    reason = cpu.available()
+    """Return the name of the kernel that "auto" takes on ``device``, and why that one.
+
+    Where there is a GPU, the first question takes seconds: its kernel is compiled and tried.
+    """
+    if device.type not in ("cpu", "cuda"):
+        return "torch", f"there is no kernel for {device.type}; the reference runs there"
+    name, reason = _fastest(device)
     if reason is not None:
         return "torch", f"{reason} (far slower)"
-    return "numba", "compiled for this processor"
+    return name, f"compiled for this {'processor' if device.type == 'cpu' else 'GPU'}"
 
 
-def _pick(flat: Tensor, kernel: Kernel) -> _Adder:
+def _fastest(device: torch.device) -> tuple[str, str | None]:
+    """Return the kernel for a CPU or a GPU, and why it can't be used, if so."""
+    if device.type == "cuda":
+        return "triton", gpu.available(device)
+    return "numba", cpu.available()
+
+
+def _pick(flat: Tensor, kernel: Kernel) -> _Kernel:
     if kernel == "torch":
-        return reference.add_
-    possible = cpu.takes(flat)
-    reason = cpu.available() if possible else _refusal(flat)
-    if reason is None:
-        return cpu.add_
-    if kernel == "numba":
-        raise ValueError(f"kernel='numba' can't be used: {reason}.")
-    return reference.add_
-
-
-def _refusal(flat: Tensor) -> str:
-    return f"it takes real float tensors on the CPU, got {flat.dtype} on {flat.device}"
+        return reference.write
+    taken = cpu.takes(flat) or gpu.takes(flat)
+    name, reason = _fastest(flat.device) if taken else ("torch", None)
+    if kernel not in ("auto", name):
+        place = "a GPU" if kernel == "triton" else "the CPU"
+        reason = f"it takes real float tensors on {place}, got {flat.dtype} on {flat.device}"
+    if reason is not None and kernel != "auto":
+        raise ValueError(f"kernel='{kernel}' can't be used: {reason}.")
+    if reason is not None or not taken:
+        return reference.write
+    return gpu.write if name == "triton" else cpu.write
 
 
 def _pieces(tensor: Tensor, first: int) -> Iterator[tuple[Tensor, int]]:

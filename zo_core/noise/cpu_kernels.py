@@ -1,46 +1,43 @@
 """The loops of ``reference`` for numba: same operations, same order, same bits.
 
+Whole units go through ``vector``, in one pass over the weights where there is one term. What is
+left (ends of a tensor, several terms, float64) is summed up in a buffer of one unit first.
+
 Each loop does one thing over lanes, so that LLVM vectorises it. LLVM contracts and reorders
-nothing unless it is told to (``fastmath``), and it is not: every ``* + - sqrt`` below rounds once.
+nothing unless it is told to (``fastmath``), and it is not: every ``+`` and ``*`` rounds once.
 
 Importing this module imports numba, an optional dependency; only ``cpu`` does so, on first use.
 Integers carry their width in their type, because numba would widen a plain one to 64 bits. Numba
-freezes constants into its disk cache and watches this file alone: touch it when you change one in
-``philox`` or ``reference``.
+freezes constants and vector code into its disk cache and watches this file alone: touch it when
+you change ``vector``, ``quantile``, ``stream`` or ``philox``.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
+import numba
 import numpy as np
+from numba import types
+from numba.extending import intrinsic, overload
 
-from zo_core.noise import reference as ref
-from zo_core.noise.philox import LANES, WORDS
+from zo_core.noise import philox, quantile
+from zo_core.noise.stream import LANES, STEPS, TAIL
+from zo_core.noise.vector import UNITS, halves, sums, unit, words
+
+__all__ = ["LAWS", "halves", "jit", "write", "write_float64", "write_rounded", "write_table"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Array = np.ndarray[Any, Any]
-
-UNIT = 2048
-"""Elements per sweep: every array of a sweep stays in the first-level cache."""
 
 GAUSSIAN, RADEMACHER, UNIFORM = 0, 1, 2
 LAWS = {"gaussian": GAUSSIAN, "rademacher": RADEMACHER, "uniform": UNIFORM}
 
 
 def jit(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile ``function`` on its first call, and keep the machine code on disk where possible.
-
-    Without numba it stays plain Python, so that this file can be read by any tool; by name and
-    not by ``import``, because numba may be absent and is untyped: the types are put back here.
-    """
-    try:
-        numba = importlib.import_module("numba")
-    except ImportError:
-        return function
+    """Compile ``function`` on its first call, and keep the machine code on disk where possible."""
     try:
         compiled = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no writable directory for the cache
@@ -49,28 +46,26 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
 
 
 _u32, _u64, _i32, _f32 = np.uint32, np.uint64, np.int32, np.float32
-_BLOCKS = UNIT // WORDS  # of Gaussian words in a unit
-_WIDTH = _BLOCKS * LANES  # lanes in a Gaussian unit
-_ROWS = UNIT // WORDS  # of Rademacher bits in a unit
-_BITS = 32
+_UNIT, _ROW = UNITS["gaussian"], UNITS["rademacher"]  # that of uniform is a row as well
 
-_M0, _M1 = _u64(0xD2511F53), _u64(0xCD9E8D57)
-_W0, _W1 = _u64(0x9E3779B9), _u64(0xBB67AE85)
-_MASK, _S32 = _u64(0xFFFFFFFF), _u64(32)
+_M0, _M1 = _u64(philox.M0), _u64(philox.M1)
+_W0, _W1 = _u64(philox.W0), _u64(philox.W1)
+_MASK, _S32 = _u64(philox.MASK), _u64(32)
+_ROUNDS = philox.ROUNDS
 
 
 @jit
-def _philox(words: Array, lane: np.uint64, key: np.uint64, seed: np.uint64) -> None:
-    """Fill ``words``, uint32 of shape (4, n), with lanes ``lane .. lane + n - 1``.
+def _philox(words: Array, place: np.uint64, key: np.uint64, seed: np.uint64) -> None:
+    """Fill ``words``, uint32 of shape (4, n), for counters ``place .. place + n - 1``.
 
     The state lives in 64-bit lanes of which the upper half may hold rubbish: only the operands of
     a product and the results are cut to 32 bits, which costs no instruction.
     """
     for i in range(words.shape[1]):
-        c0 = lane + _u64(i)
+        c0 = place + _u64(i)
         c1, c2, c3 = c0 >> _S32, key, key >> _S32
         k0, k1 = seed, seed >> _S32
-        for _ in range(10):
+        for _ in range(_ROUNDS):
             p0 = (c0 & _MASK) * _M0
             p1 = (c2 & _MASK) * _M1
             c0, c1, c2, c3 = (p1 >> _S32) ^ c1 ^ k0, p1, (p0 >> _S32) ^ c3 ^ k1, p0
@@ -82,147 +77,147 @@ def _philox(words: Array, lane: np.uint64, key: np.uint64, seed: np.uint64) -> N
         words[3, i] = _u32(c3)
 
 
-_L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7, _L8 = (_f32(c) for c in ref.LOG)
-_LN2, _HALF, _ONE, _MINUS_TWO = _f32(ref.LN2), _f32(0.5), _f32(1.0), _f32(-2.0)
-_SQRT_HALF_BITS, _I23, _I32, _U1 = _i32(ref.SQRT_HALF_BITS), _i32(23), _i32(32), _u32(1)
+_U1, _U7, _U9, _U11, _U21, _U25 = (_u32(n) for n in (1, 7, 9, 11, 21, 25))
 
 
 @jit
-def _radius(words: Array, radius: Array) -> None:
-    """Fill ``radius`` with sqrt(-2 ln(v / 2^32)), v = ``words`` made odd; both of shape (n,)."""
-    for i in range(words.size):
-        bits = _f32(_u32(words[i] | _U1)).view(np.int32)
-        exponent = _i32(_i32(bits - _SQRT_HALF_BITS) >> _I23)
-        f = _i32(bits - _i32(exponent << _I23)).view(np.float32) - _ONE
-        square = f * f
-        p = (((_L0 * f + _L1) * f + _L2) * f + _L3) * f + _L4
-        p = (((p * f + _L5) * f + _L6) * f + _L7) * f + _L8
-        log = (p * f) * square - _HALF * square + f
-        radius[i] = np.sqrt((_f32(_i32(exponent - _I32)) * _LN2 + log) * _MINUS_TWO)
+def _step(state: Array, out: Array) -> None:
+    """Step xoshiro128++ of every lane; ``state`` (4, LANES) and ``out`` (LANES,), uint32."""
+    for i in range(LANES):
+        s0, s1, s2, s3 = state[0, i], state[1, i], state[2, i], state[3, i]
+        total = _u32(s0 + s3)
+        out[i] = _u32(_u32(_u32(total << _U7) | _u32(total >> _U25)) + s0)
+        s2 ^= s0
+        s3 ^= s1
+        state[0, i] = s0 ^ s3
+        state[1, i] = s1 ^ s2
+        state[2, i] = s2 ^ _u32(s1 << _U9)
+        state[3, i] = _u32(s3 << _U11) | _u32(s3 >> _U21)
 
 
-_S0, _S1, _S2 = (_f32(c) for c in ref.SIN)
-_C0, _C1, _C2 = (_f32(c) for c in ref.COS)
-_ANGLE = _f32(ref.ANGLE)
-_UPPER, _U2 = _u32(0xFFFFFFFC), _u32(2)
-
-
-@jit
-def _turn(words: Array, radius: Array, first: Array, second: Array) -> None:
-    """Turn ``radius`` by the angle of ``words`` into two coordinates; all of shape (n,)."""
-    for i in range(words.size):
-        word = words[i]
-        a = _f32(_i32(word & _UPPER)) * _ANGLE
-        square = a * a
-        sin = (((_S0 * square + _S1) * square + _S2) * square) * a + a
-        cos = (((_C0 * square + _C1) * square + _C2) * square) * square
-        cos = cos - _HALF * square + _ONE
-        cos = -cos if word & _U1 else cos
-        swap = (word & _U2) != 0
-        first[i] = radius[i] * (sin if swap else cos)
-        second[i] = radius[i] * (cos if swap else sin)
+_PER_BLOCK = STEPS  # units of rademacher in a block; of the others there is one
 
 
 @jit
-def _add_gaussian(
-    total: Array, c: Any, unit: int, key: np.uint64, seed: np.uint64, w: Array, z: Array
+def _begin(
+    state: Array, law: int, at: int, again: bool, key: np.uint64, seed: np.uint64, out: Array
 ) -> None:
-    """Add ``c`` times unit ``unit`` of the stream to ``total``, (UNIT,); w, z are scratch."""
-    _philox(w, _u64(unit) * _u64(_WIDTH), key, seed)
-    for j in range(0, 4, 2):
-        _radius(w[j], z[4])
-        _turn(w[j + 1], z[4], z[j], z[j + 1])
-    for b in range(_BLOCKS):
-        for j in range(4):
-            at, lane = (b * 4 + j) * LANES, b * LANES
-            row, normals = total[at : at + LANES], z[j, lane : lane + LANES]
-            for i in range(LANES):
-                row[i] += c * normals[i]
+    """Bring ``state`` to the start of unit ``at``; it is there already where units follow."""
+    if law == GAUSSIAN:
+        _philox(state, _u64(at) * _u64(LANES), key, seed)
+    elif law == UNIFORM:
+        _philox(state, _u64(at) * _u64(LANES), key, ~seed)
+    elif again or at % _PER_BLOCK == 0:
+        _philox(state, _u64(at // _PER_BLOCK) * _u64(LANES), key, seed)
+        for _ in range(at % _PER_BLOCK):
+            _step(state, out)
+
+
+# ------------------------------------------------------------------------------ past 4.17 sigma
+
+_TAIL = np.array(quantile.TAIL, dtype=np.float32)
+_TAIL_ROW, _TAIL_SHIFT = _i32(quantile.TAIL_ROW), _u32(32 - quantile.TAIL_BITS)
+_TAIL_UNIT, _TAIL_SEED = _f32(2.0**-quantile.TAIL_BITS), _u64(TAIL)
+_U15, _U16, _U31, _I22 = _u32(15), _u32(16), _u32(31), _i32(22)
+_QUANTILES, _UPPER = _u32(0x7FFF), _u32(0x7FFF0000)
 
 
 @jit
-def _add_rademacher(
-    total: Array, c: Any, unit: int, key: np.uint64, seed: np.uint64, w: Array
+def _tail(place: np.uint64, key: np.uint64, seed: np.uint64, words: Array) -> Any:
+    """Return the magnitude of the outermost element at ``place``; ``words`` is scratch, (4, 1)."""
+    _philox(words, place, key, seed ^ _TAIL_SEED)
+    x = _u32(_u32(words[0, 0] >> _TAIL_SHIFT) << _U1) | _U1
+    v = _f32(_f32(_i32(x)) * _TAIL_UNIT)
+    row = _i32(_i32(v.view(np.int32) >> _I22) - _TAIL_ROW)
+    z = _TAIL[row, 3]
+    z = _f32(_f32(z * v) + _TAIL[row, 2])
+    z = _f32(_f32(z * v) + _TAIL[row, 1])
+    return _f32(_f32(z * v) + _TAIL[row, 0])
+
+
+@jit
+def _tails(
+    at: int, key: np.uint64, seed: np.uint64, state: Array, where: Array, what: Array
+) -> int:
+    """List the outermost elements of Gaussian unit ``at``: places within it, and values."""
+    drawn, one = np.empty(STEPS * LANES, np.uint32), np.empty((4, 1), np.uint32)
+    _philox(state, _u64(at) * _u64(LANES), key, seed)
+    _words(state, drawn)
+    count = 0
+    for row in range(0, STEPS * LANES, LANES):
+        found = _u32(0)
+        for i in range(row, row + LANES):  # n - 1 has bit 31 set where n is 0, and only there
+            found |= _u32((drawn[i] & _QUANTILES) - _U1) | _u32((drawn[i] & _UPPER) - _U1)
+        if found >> _U31 == 0:
+            continue
+        for half in range(2):
+            for i in range(row, row + LANES):
+                if drawn[i] & (_UPPER if half else _QUANTILES) == 0:
+                    place = 2 * row + half * LANES + i - row
+                    z = _tail(_u64(at) * _u64(_UNIT) + _u64(place), key, seed, one)
+                    negative = drawn[i] >> (_U31 if half else _U15) & _U1
+                    where[count], what[count] = place, -z if negative else z
+                    count += 1
+    return count
+
+
+# ------------------------------------------------------------------------------------- the buffer
+
+_gaussian, _signs, _uniform = (unit(law) for law in ("gaussian", "rademacher", "uniform"))
+_sums, _words = sums(), words()
+_ZERO, _ONE = _f32(0.0), _f32(1.0)
+
+
+@jit
+def _scratch(terms: int) -> Any:
+    """Return states, a row of words, a unit of sums, and room for the elements of a tail."""
+    return (
+        np.empty((terms, 4, LANES), np.uint32),
+        np.empty(LANES, np.uint32),
+        np.empty(_UNIT, np.float32),
+        np.empty(_UNIT, np.int64),
+        np.empty(_UNIT, np.float32),
+    )
+
+
+@jit
+def _add_unit(
+    total: Array,
+    law: int,
+    at: int,
+    c: Any,
+    key: np.uint64,
+    seed: np.uint64,
+    state: Array,
+    where: Array,
+    what: Array,
 ) -> None:
-    """Add ``c`` times unit ``unit`` of the stream to ``total``, (UNIT,); w is scratch."""
-    units = _BITS // _ROWS  # in a block
-    words = w.reshape(-1)[:WORDS]
-    _philox(words.reshape(4, LANES), _u64(unit // units) * _u64(LANES), key, seed)
-    for k in range(_ROWS):
-        bit = _U1 << _u32((unit % units) * _ROWS + k)
-        row = total[k * WORDS : (k + 1) * WORDS]
-        for i in range(WORDS):
-            row[i] += -c if words[i] & bit else c
-
-
-_U8, _TINY = _u32(8), _f32(2.0**-24)
-
-
-@jit
-def _add_uniform(
-    total: Array, c: Any, unit: int, key: np.uint64, seed: np.uint64, w: Array
-) -> None:
-    """Add ``c`` times unit ``unit`` of the stream to ``total``, (UNIT,); w is scratch."""
-    _philox(w, _u64(unit) * _u64(_WIDTH), key, ~seed)
-    for b in range(_BLOCKS):
-        for j in range(4):
-            at, lane = (b * 4 + j) * LANES, b * LANES
-            row, words = total[at : at + LANES], w[j, lane : lane + LANES]
-            for i in range(LANES):
-                row[i] += c * (_f32(_i32(words[i] >> _U8)) * _TINY)
-
-
-@jit
-def _words() -> Array:
-    return np.empty((4, _WIDTH), np.uint32)
-
-
-@jit
-def _normals() -> Array:
-    return np.empty((5, _WIDTH), np.float32)
+    """Add ``c`` times unit ``at`` to ``total``, float32; ``state`` stands at its start."""
+    if law == GAUSSIAN:
+        if _gaussian(state, total, (total,), 0, c, None) == 1:
+            for k in range(_tails(at, key, seed, state, where, what)):
+                total[where[k]] += c * what[k]
+    elif law == RADEMACHER:
+        _signs(state, total, (total,), 0, c, None)
+    else:
+        _uniform(state, total, (total,), 0, c, None)
 
 
 @jit
 def _sum(
-    total: Array,
-    law: int,
-    unit: int,
-    key: np.uint64,
-    seeds: Array,
-    coefficients: Array,
-    w: Array,
-    z: Array,
+    law: int, at: int, again: bool, key: np.uint64, seeds: Array, coefficients: Array, s: Any
 ) -> None:
-    total[:] = 0.0
+    """Sum the terms over unit ``at`` into the buffer of scratch ``s``."""
+    states, words, total, where, what = s
+    total[:] = -_ZERO  # x + (-0.0) is x to the bit, whatever x is
     for t in range(seeds.size):
-        if law == GAUSSIAN:
-            _add_gaussian(total, coefficients[t], unit, key, seeds[t], w, z)
-        elif law == RADEMACHER:
-            _add_rademacher(total, coefficients[t], unit, key, seeds[t], w)
-        else:
-            _add_uniform(total, coefficients[t], unit, key, seeds[t], w)
+        _begin(states[t], law, at, again, key, seeds[t], words)
+        _add_unit(total, law, at, coefficients[t], key, seeds[t], states[t], where, what)
 
 
-@jit
-def add_float(
-    weights: Array, law: int, first: int, key: np.uint64, seeds: Array, coefficients: Array
-) -> None:
-    """Add the sum of the terms to float32 or float64 ``weights``, shape (n,), in place.
+# --------------------------------------------------------------------- from and to float32, scalar
 
-    ``law`` is one of LAWS, ``seeds`` uint64 and ``coefficients`` of the weights' dtype,
-    of one shape (k,). The functions below do the same for 16-bit weights, seen as uint16.
-    """
-    total, w, z = np.empty(UNIT, coefficients.dtype), _words(), _normals()
-    for unit in range(first // UNIT, (first + weights.size - 1) // UNIT + 1):
-        _sum(total, law, unit, key, seeds, coefficients, w, z)
-        at = unit * UNIT - first
-        part = weights[max(0, at) : at + UNIT]
-        change = total[max(0, -at) :]
-        for i in range(part.size):
-            part[i] += change[i]
-
-
-_U13, _U16 = _u32(13), _u32(16)
+_U13 = _u32(13)
 _SIGN, _ABSOLUTE, _INFINITY = _u32(0x80000000), _u32(0x7FFFFFFF), _u32(0x7F800000)
 _BF16_NAN, _BF16_TIE = _u32(0x7FC0), _u32(0x7FFF)
 
@@ -237,21 +232,6 @@ def _to_bfloat16(value: Any) -> Any:
     b = _f32(value).view(np.uint32)
     rounded = _u32(b + _BF16_TIE + ((b >> _U16) & _U1)) >> _U16
     return _BF16_NAN if (b & _ABSOLUTE) > _INFINITY else rounded
-
-
-@jit
-def add_bfloat16(
-    weights: Array, law: int, first: int, key: np.uint64, seeds: Array, coefficients: Array
-) -> None:
-    """Do as ``add_float`` for bfloat16; ``coefficients`` are float32."""
-    total, w, z = np.empty(UNIT, np.float32), _words(), _normals()
-    for unit in range(first // UNIT, (first + weights.size - 1) // UNIT + 1):
-        _sum(total, law, unit, key, seeds, coefficients, w, z)
-        at = unit * UNIT - first
-        part = weights[max(0, at) : at + UNIT]
-        change = total[max(0, -at) :]
-        for i in range(part.size):
-            part[i] = _to_bfloat16(_from_bfloat16(part[i]) + change[i])
 
 
 # float16 has 5 bits of exponent, biased by 15, and 10 of fraction; float32 has 8, 127, and 23.
@@ -287,16 +267,249 @@ def _to_float16(value: Any) -> Any:
     return out | _u32(_u32(b & _SIGN) >> _U16)
 
 
+def _get(array: Array, i: int) -> Any:
+    """Return element ``i`` as float32; see ``vector.DTYPES`` for what an array's type means."""
+
+
+def _put(array: Array, i: int, value: Any) -> None:
+    """Round ``value`` to the dtype that the array's type means, and write it."""
+
+
+@overload(_get, strict=False)
+def _get_by_dtype(array: Any, i: Any) -> Any:
+    return {
+        types.float32: lambda array, i: array[i],
+        types.float64: lambda array, i: array[i],
+        types.uint16: lambda array, i: _from_bfloat16(array[i]),
+        types.int16: lambda array, i: _from_float16(np.uint16(array[i])),
+    }[array.dtype]
+
+
+@overload(_put, strict=False)
+def _put_by_dtype(array: Any, i: Any, value: Any) -> Any:
+    def itself(array: Any, i: Any, value: Any) -> None:
+        array[i] = value
+
+    def bfloat16(array: Any, i: Any, value: Any) -> None:
+        b = _f32(value).view(np.uint32)  # zero below the normal range
+        array[i] = np.uint16(_to_bfloat16(value) if b & _INFINITY else (b & _SIGN) >> _U16)
+
+    def float16(array: Any, i: Any, value: Any) -> None:
+        array[i] = np.int16(_to_float16(value))
+
+    return {
+        types.float32: itself,
+        types.float64: itself,
+        types.uint16: bfloat16,
+        types.int16: float16,
+    }[array.dtype]
+
+
+def _fixed(old: Any, threshold: Any) -> bool:
+    """Whether a weight is too large to be moved."""
+    return threshold is not None and not abs(old) <= threshold
+
+
+@overload(_fixed, strict=False)
+def _fixed_by_type(old: Any, threshold: Any) -> Any:
+    if threshold is types.none:
+        return lambda old, threshold: False
+    return lambda old, threshold: not abs(old) <= threshold
+
+
+# ------------------------------------------------------------------------------- the one entrance
+
+
 @jit
-def add_float16(
-    weights: Array, law: int, first: int, key: np.uint64, seeds: Array, coefficients: Array
+def _put_both(old: Any, change: Any, outs: Any, i: int, threshold: Any) -> None:
+    """Write both sides of element ``i``, or as many as there are."""
+    fixed = _fixed(old, threshold)
+    for side in range(len(outs)):
+        moved = old - change if side else old + change
+        _put(outs[side], i, old if fixed else moved)
+
+
+@jit
+def _apply(source: Array, outs: Any, change: Array, threshold: Any) -> None:
+    """Do as ``write`` with sums, float32; all of shape (n,), ``change`` of as many or more."""
+    for i in range(_sums(change, source, outs, 0, _ONE, threshold), source.size):
+        _put_both(_get(source, i), change[i], outs, i, threshold)
+
+
+@jit
+def _part(outs: Any, a: int, b: int) -> Any:
+    """Cut every array of ``outs``; a loop can't make a tuple."""
+    return (outs[0][a:b],) if len(outs) == 1 else (outs[0][a:b], outs[-1][a:b])
+
+
+@jit
+def write(
+    source: Array,
+    outs: Any,
+    threshold: Any,
+    law: int,
+    first: int,
+    key: np.uint64,
+    seeds: Array,
+    coefficients: Array,
 ) -> None:
-    """Do as ``add_float`` for float16; ``coefficients`` are float32."""
-    total, w, z = np.empty(UNIT, np.float32), _words(), _normals()
-    for unit in range(first // UNIT, (first + weights.size - 1) // UNIT + 1):
-        _sum(total, law, unit, key, seeds, coefficients, w, z)
-        at = unit * UNIT - first
-        part = weights[max(0, at) : at + UNIT]
-        change = total[max(0, -at) :]
-        for i in range(part.size):
-            part[i] = _to_float16(_from_float16(part[i]) + change[i])
+    """Write the sum of the terms, formed in float32, added to ``source``; see ``vector.unit``.
+
+    ``source`` and the one or two ``outs`` have shape (n,) and one dtype; ``law`` is one of LAWS,
+    ``first`` the place of element 0, ``seeds`` uint64 and ``coefficients`` float32, (k,) both.
+    Compiled anew for one or two outs, with and without a threshold: those are types.
+    """
+    s = _scratch(seeds.size)
+    states, words, total, where, what = s
+    state = states[0] if seeds.size else np.empty((4, LANES), np.uint32)
+    size = _UNIT if law == GAUSSIAN else _ROW
+    begin = first // size
+    for at in range(begin, (first + source.size - 1) // size + 1):
+        low = at * size - first
+        a, b = max(0, low), min(source.size, low + size)
+        if seeds.size != 1 or law == UNIFORM or b - a < size:
+            _sum(law, at, at == begin, key, seeds, coefficients, s)
+            _apply(source[a:b], _part(outs, a, b), total[a - low :], threshold)
+            continue
+        _begin(state, law, at, at == begin, key, seeds[0], words)
+        if law == RADEMACHER:
+            _signs(state, source, outs, a, coefficients[0], threshold)
+        elif _gaussian(state, source, outs, a, coefficients[0], threshold) == 1:
+            # The outermost elements were left as they are.
+            for k in range(_tails(at, key, seeds[0], state, where, what)):
+                i, change = a + where[k], coefficients[0] * what[k]
+                _put_both(_get(outs[0], i), change, outs, i, threshold)
+
+
+def _array_at_(typing_context: Any, like: Any, address: Any, count: Any) -> Any:
+    """Return ``count`` elements from ``address`` on as an array of the type of ``like``."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        made = context.make_array(signature.return_type)(context, builder)
+        item = context.get_constant(types.intp, context.get_abi_sizeof(made.data.type.pointee))
+        context.populate_array(
+            made,
+            data=builder.inttoptr(args[1], made.data.type),
+            shape=(args[2],),
+            strides=(item,),
+            itemsize=item,
+            meminfo=None,
+        )
+        return made._getvalue()
+
+    return like(like, address, count), emit
+
+
+_array_at: Any = intrinsic(_array_at_)
+
+
+@jit
+def write_table(like: Array, table: Array, law: int, seeds: Array, coefficients: Array) -> None:
+    """Do as ``write``, in place, for many arrays of the dtype of ``like``: a row each.
+
+    A row of ``table``, uint64 (rows, 4), is where the memory begins, how many elements there are,
+    the place of the first, and the tensor's key. One call: a model has hundreds of small tensors.
+    """
+    for row in range(table.shape[0]):
+        flat: Array = _array_at(like, table[row, 0], np.int64(table[row, 1]))
+        first = np.int64(table[row, 2])
+        write(flat, (flat,), None, law, int(first), table[row, 3], seeds, coefficients)
+
+
+@jit
+def write_float64(
+    source: Array,
+    outs: Any,
+    threshold: Any,
+    law: int,
+    first: int,
+    key: np.uint64,
+    seeds: Array,
+    coefficients: Array,
+) -> None:
+    """Do as ``write`` for float64 weights and coefficients, with sums formed in float64."""
+    s = _scratch(seeds.size)
+    states, words, z, where, what = s
+    size = _UNIT if law == GAUSSIAN else _ROW
+    total = np.empty(size, np.float64)
+    begin = first // size
+    for at in range(begin, (first + source.size - 1) // size + 1):
+        total[:] = -0.0
+        for t in range(seeds.size):
+            _begin(states[t], law, at, at == begin, key, seeds[t], words)
+            z[:] = -_ZERO
+            _add_unit(z, law, at, _ONE, key, seeds[t], states[t], where, what)
+            for i in range(size):
+                total[i] += coefficients[t] * z[i]
+        low = at * size - first
+        for i in range(max(0, low), min(source.size, low + size)):
+            _put_both(source[i], total[i - low], outs, i, threshold)
+
+
+# ---------------------------------------------------------------------------- stochastic rounding
+
+
+@jit
+def _rounded_bfloat16(x: Any, chance: Any) -> Any:
+    size = abs(x)
+    near = _to_bfloat16(size)
+    low = _u32(near - _U1) if _from_bfloat16(near) > size else _u32(near)
+    step = _f32(_from_bfloat16(low + _U1) - _from_bfloat16(low))
+    up = _f32(size - _from_bfloat16(low)) > _f32(chance * step)
+    sign = _u32(_u32(_f32(x).view(np.uint32) & _SIGN) >> _U16)
+    return _u32(low + _U1 if up else low) | sign
+
+
+@jit
+def _rounded_float16(x: Any, chance: Any) -> Any:
+    size = abs(x)
+    near = _to_float16(size)
+    low = _u32(near - _U1) if _from_float16(near) > size else _u32(near)
+    step = _f32(_from_float16(low + _U1) - _from_float16(low))
+    up = _f32(size - _from_float16(low)) > _f32(chance * step)
+    sign = _u32(_u32(_f32(x).view(np.uint32) & _SIGN) >> _U16)
+    return _u32(low + _U1 if up else low) | sign
+
+
+def _put_rounded(array: Array, i: int, x: Any, chance: Any) -> None:
+    """Write ``x`` to a 16-bit array, rounded up where it stands above ``chance`` of a step."""
+
+
+@overload(_put_rounded, strict=False)
+def _put_rounded_by_dtype(array: Any, i: Any, x: Any, chance: Any) -> Any:
+    def bfloat16(array: Any, i: Any, x: Any, chance: Any) -> None:
+        array[i] = np.uint16(_rounded_bfloat16(x, chance))
+
+    def float16(array: Any, i: Any, x: Any, chance: Any) -> None:
+        array[i] = np.int16(_rounded_float16(x, chance))
+
+    return {types.uint16: bfloat16, types.int16: float16}[array.dtype]
+
+
+@jit
+def write_rounded(
+    weights: Array,
+    rounding: np.uint64,
+    law: int,
+    first: int,
+    key: np.uint64,
+    seeds: Array,
+    coefficients: Array,
+) -> None:
+    """Add the sum of the terms to 16-bit ``weights`` in place, rounded by the bits of a seed."""
+    s = _scratch(seeds.size)
+    total = s[2]
+    chances, state = np.empty(_UNIT, np.float32), np.empty((4, LANES), np.uint32)
+    size = _UNIT if law == GAUSSIAN else _ROW
+    rows = size // _ROW
+    begin = first // size
+    for at in range(begin, (first + weights.size - 1) // size + 1):
+        _sum(law, at, at == begin, key, seeds, coefficients, s)
+        chances[:] = -_ZERO
+        for k in range(rows):
+            part = chances[k * _ROW : (k + 1) * _ROW]
+            _begin(state, UNIFORM, at * rows + k, True, key, rounding, s[1])
+            _uniform(state, part, (part,), 0, _ONE, None)
+        low = at * size - first
+        for i in range(max(0, low), min(weights.size, low + size)):
+            _put_rounded(weights, i, _f32(_get(weights, i) + total[i - low]), chances[i - low])

@@ -1,107 +1,83 @@
 """From random words to noise, in plain torch: the oracle that every kernel must agree with.
 
-Only integer operations and the IEEE float32 operations ``+ - * sqrt``, each rounded once and never
-contracted, are used. They give the same bits on every device, so kernels agree *to the bit*.
+Only integer operations and the IEEE float32 operations ``+`` and ``*`` are used, each rounded once
+and never contracted. They give the same bits on every device, so kernels agree *to the bit*.
 
-Element ``e`` of a tensor and its words (see ``philox`` for the layout of a block):
+Element ``e`` of a tensor and its words (see ``stream`` for the layout of a block):
 
-- ``gaussian``: block ``e // 256``. Words 0 and 1 of a lane make the elements at the places of
-  words 0 and 1, words 2 and 3 the other two (Box and Muller, 1958): exact tails to 6.66 sigma.
-- ``rademacher``: one bit an element. Block ``e // 8192``; bit ``k`` of word ``i`` belongs to
-  element ``k * 256 + i`` of the block, and says that the sign is minus.
-- ``uniform``: block ``e // 256``, the word at the element's own place; its upper 24 bits are a
+- ``gaussian``: 16 bits an element. Block ``e // 2048``; a word makes the elements ``64 s + l``
+  (lower half) and ``64 s + 32 + l`` (upper half), s its step and l its lane. Bit 15 of a half is
+  the sign, the other 15 choose one of 2^15 quantiles (``quantile.BODY``); who falls into the
+  outermost cell, past 4.17 sigma, gets 23 bits more, of a word of its own (``quantile.TAIL``).
+- ``rademacher``: one bit an element. Block ``e // 32768``; bit ``k`` of the word of step ``s`` and
+  lane ``l`` belongs to element ``1024 s + 32 k + l``, and says that the sign is minus.
+- ``uniform``: block ``e // 1024``, the word at the element's own place; its upper 24 bits are a
   number on [0, 1). Not a direction: it decides masks and roundings, from the seed's complement.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor  # torch's only name for it
 
 from zo_core.base import Term
-from zo_core.noise.philox import WORDS, words
+from zo_core.noise.quantile import BODY, TAIL, TAIL_BITS, TAIL_ROW
+from zo_core.noise.stream import LANES, STEPS, WORDS, tail_words, words
 
 CHUNK = 1 << 16
-"""Elements per sweep on the CPU: scratch stays below 3.2 MiB, inside the cache."""
+"""Elements per sweep on the CPU: scratch stays below 5 MiB."""
 DEVICE_CHUNK = 1 << 20
-"""Elements per sweep elsewhere: launches cost more than memory there; scratch is 44 MiB."""
+"""Elements per sweep elsewhere: launches cost more than memory there."""
 
 _BITS = 32
 
-# ln(1 + f) = f - f^2/2 + f^3 P(f) on [sqrt(1/2) - 1, sqrt(2) - 1]: Cephes logf (Moshier, 1989).
-LOG = (
-    7.0376836292e-2,
-    -1.1514610310e-1,
-    1.1676998740e-1,
-    -1.2420140846e-1,
-    1.4249322787e-1,
-    -1.6668057665e-1,
-    2.0000714765e-1,
-    -2.4999993993e-1,
-    3.3333331174e-1,
-)
-LN2 = 0.69314718056
-# sin(a) = a + a^3 S(a^2), cos(a) = 1 - a^2/2 + a^4 C(a^2) on [-pi/4, pi/4]: Cephes sinf and cosf.
-SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
-COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
-ANGLE = 2.0**-32 * math.pi / 2
-SQRT_HALF_BITS = 0x3F3504F4  # of the first float32 above the square root of 1/2
+
+def _row(v: Tensor) -> Tensor:
+    """Return the two lowest exponent bits' worth of an index: exponent and first fraction bit."""
+    return v.view(torch.int32) >> 22
 
 
-def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
-    out = x * coefficients[0] + coefficients[1]
-    for c in coefficients[2:]:
-        out = out * x + c
-    return out
+def _polynomial(table: Sequence[Sequence[float]], row: Tensor, v: Tensor) -> Tensor:
+    # First where fake tensors are made, then where ``v`` is.
+    c = torch.tensor(table, dtype=torch.float32).to(v.device).t()
+    z = c[3][row]
+    for power in (2, 1, 0):
+        z = z * v + c[power][row]
+    return z
 
 
-def _minus_two_ln(word: Tensor) -> Tensor:
-    """Return -2 ln(v / 2^32), float32, where v is ``word`` made odd: 0 < v < 2^32."""
-    bits = (word | 1).float().view(torch.int32)
-    exponent = (bits - SQRT_HALF_BITS) >> 23
-    f = (bits - (exponent << 23)).view(torch.float32) - 1.0  # v = 2^exponent (1 + f)
-    square = f * f
-    log = (_polynomial(f, LOG) * f) * square - 0.5 * square + f
-    return ((exponent - 32).float() * LN2 + log) * -2.0
+def _body(half: Tensor) -> Tensor:
+    """Return the quantiles of 16-bit words, float32; 0 where the tail must be asked."""
+    v = ((half & 0x7FFF) * 2 + 1).float()
+    z = _polynomial(BODY, _row(v) & 31, v)
+    return torch.where(half >> 15 == 1, -z, z)
 
 
-def _sqrt(x: Tensor) -> Tensor:
-    # torch.sqrt of float32 goes through MKL and is an ulp off in one case of six on some CPUs. In
-    # float64 an ulp is 2^-29 of a float32 ulp, and no root comes within 2^-27 of one to a tie: the
-    # rounded result is the IEEE one even where MKL's float64 is not.
-    return x.double().sqrt().float()
-
-
-def _box_muller(word: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two independent standard normals from two words, float32.
-
-    The upper 30 bits of ``angle`` give an angle in [-pi/4, pi/4); bit 0 mirrors it, bit 1 swaps
-    the axes: together, every direction of the plane.
-    """
-    radius = _sqrt(_minus_two_ln(word))
-    signed = ((angle & 0xFFFFFFFC) ^ 0x80000000) - 0x80000000  # as int32
-    a = signed.float() * ANGLE
-    square = a * a
-    sin = (_polynomial(square, SIN) * square) * a + a
-    cos = (_polynomial(square, COS) * square) * square - 0.5 * square + 1.0
-    cos = torch.where((angle & 1) == 1, -cos, cos)
-    swap = (angle & 2) == 2
-    return radius * torch.where(swap, sin, cos), radius * torch.where(swap, cos, sin)
+def _tail(word: Tensor) -> Tensor:
+    """Return the magnitude of an outermost element from its own word, float32."""
+    v = (2 * (word >> (32 - TAIL_BITS)) + 1).float() * 2.0**-TAIL_BITS
+    return _polynomial(TAIL, _row(v) - TAIL_ROW, v)
 
 
 def _gaussian(seed: int, key: int, first: int, blocks: int, device: torch.device) -> Tensor:
-    w0, w1, w2, w3 = words(seed, key, first, blocks, device).unbind(1)
-    z0, z1 = _box_muller(w0, w1)
-    z2, z3 = _box_muller(w2, w3)
-    return torch.stack([z0, z1, z2, z3], dim=1).view(-1)
+    w = words(seed, key, first, blocks, device)
+    halves = torch.stack([w & 0xFFFF, w >> 16], dim=2).view(-1)
+    z = _body(halves)
+    if z.is_meta or isinstance(z, FakeTensor):
+        return z
+    outermost = ((halves & 0x7FFF) == 0).nonzero()[:, 0]
+    for i in torch.split(outermost, WORDS):
+        tail = _tail(tail_words(seed, key, i + first * 2 * WORDS))
+        z[i] = torch.where(halves[i] >> 15 == 1, -tail, tail)
+    return z
 
 
 def _rademacher(seed: int, key: int, first: int, blocks: int, device: torch.device) -> Tensor:
-    w = words(seed, key, first, blocks, device).view(blocks, 1, WORDS)
-    bit = torch.arange(_BITS, device=device).view(1, _BITS, 1)
+    w = words(seed, key, first, blocks, device).view(blocks, STEPS, 1, LANES)
+    bit = torch.arange(_BITS, device=device).view(1, 1, _BITS, 1)
     return (1 - 2 * ((w >> bit) & 1)).view(-1).float()
 
 
@@ -111,7 +87,7 @@ def _uniform(seed: int, key: int, first: int, blocks: int, device: torch.device)
 
 _Sampler = Callable[[int, int, int, int, torch.device], Tensor]
 _SAMPLERS: dict[str, tuple[_Sampler, int]] = {  # and the elements of a block
-    "gaussian": (_gaussian, WORDS),
+    "gaussian": (_gaussian, 2 * WORDS),
     "rademacher": (_rademacher, WORDS * _BITS),
     "uniform": (_uniform, WORDS),
 }
@@ -119,13 +95,13 @@ LAWS = tuple(_SAMPLERS)
 
 
 def chunk_of(device: torch.device) -> int:
-    """Return how many elements ``add_`` sweeps at a time on ``device``."""
+    """Return how many elements ``write`` sweeps at a time on ``device``."""
     return CHUNK if device.type == "cpu" else DEVICE_CHUNK
 
 
 def scratch_bytes(count: int, device: torch.device) -> int:
-    """Bound what ``add_`` allocates for ``count`` elements: 44 bytes for each of a sweep."""
-    return 44 * (min(count, chunk_of(device)) + WORDS * _BITS)
+    """Bound what ``write`` allocates for ``count`` elements: 52 bytes for each of a sweep."""
+    return 52 * (min(count, chunk_of(device)) + WORDS * _BITS)
 
 
 def sample(
@@ -156,29 +132,91 @@ def sample(
     return sampler(seed, key, block, blocks, device or torch.device("cpu"))[skip : skip + count]
 
 
-def add_(
-    flat: Tensor, name: str, key: int, terms: Sequence[Term], first: int = 0, chunk: int = 0
+def write(
+    source: Tensor,
+    outs: Sequence[Tensor],
+    name: str,
+    key: int,
+    terms: Sequence[Term],
+    first: int = 0,
+    threshold: float | None = None,
+    chunk: int = 0,
 ) -> None:
-    """Add ``sum_k c_k noise(seed_k)`` to ``flat`` in place, elements ``first ...`` of the stream.
+    """Write ``source + sum_k c_k noise(seed_k)``, and with two ``outs`` the difference as well.
 
-    The products and their sum (from zero, in the order of ``terms``) are float32, or float64 for
-    float64 weights; the result is rounded to the dtype of ``flat`` once, to nearest, ties to even.
+    The products and their sum (in the order of ``terms``) are float32, or float64 for float64
+    weights; results are rounded to the dtype of ``source`` once, to nearest, ties to even. In
+    bfloat16 what is below the normal range becomes zero of its sign, as processors that have an
+    instruction for it do it.
 
     Args:
-        flat: shape (n,), floating point.
-        name: "gaussian" or "rademacher".
+        source: shape (n,), floating point.
+        outs: one or two tensors like it; the first may be ``source`` itself.
+        name: "gaussian", "rademacher" or "uniform".
         key: the tensor's key.
         terms: (seed, coefficient) pairs.
-        first: place of ``flat[0]`` in the stream.
+        first: place of ``source[0]`` in the stream.
+        threshold: where abs(source) is above it, ``source`` is what is written.
         chunk: elements per sweep; what suits the device where it is 0.
 
     """
-    wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
+    wide = torch.float64 if source.dtype == torch.float64 else torch.float32
+    chunk = chunk or chunk_of(source.device)
+    for start in range(0, source.numel(), chunk):
+        old = source[start : start + chunk]
+        # x + (-0.0) is x to the bit, whatever x is.
+        total = torch.full(old.shape, -0.0, dtype=wide, device=old.device)
+        for term in terms:
+            z = sample(name, term.seed, key, old.numel(), old.device, first + start)
+            total += z.to(wide) * torch.tensor(term.coefficient, dtype=wide)
+        moves = old.to(wide, copy=len(outs) == 2), total
+        fixed = None if threshold is None else old.to(wide).abs() > threshold
+        for out, new in zip(outs, _both_sides(*moves), strict=False):
+            new = _without_subnormals(new) if out.dtype == torch.bfloat16 else new
+            part = out[start : start + chunk]
+            part.copy_(new if fixed is None else torch.where(fixed, old.to(wide), new))
+
+
+def _without_subnormals(x: Tensor) -> Tensor:
+    return torch.where(x.abs() < torch.finfo(torch.float32).tiny, x * 0.0, x)
+
+
+def _both_sides(old: Tensor, change: Tensor) -> Iterator[Tensor]:
+    yield old + change
+    yield old - change
+
+
+def write_rounded(
+    flat: Tensor,
+    name: str,
+    key: int,
+    terms: Sequence[Term],
+    rounding: int,
+    first: int = 0,
+    chunk: int = 0,
+) -> None:
+    """Add ``sum_k c_k noise(seed_k)`` to 16-bit ``flat``, rounded by the bits of ``rounding``."""
     chunk = chunk or chunk_of(flat.device)
     for start in range(0, flat.numel(), chunk):
-        part = flat[start : start + chunk]
-        total = torch.zeros(part.shape, dtype=wide, device=part.device)
-        for term in terms:
-            z = sample(name, term.seed, key, part.numel(), part.device, first + start)
-            total += z.to(wide) * torch.tensor(term.coefficient, dtype=wide)
-        part.copy_(part.to(wide) + total)
+        part, place = flat[start : start + chunk], first + start
+        total = part.float()
+        write(part.float(), (total,), name, key, terms, place)
+        chance = sample("uniform", rounding, key, part.numel(), part.device, place)
+        part.copy_(rounded(total, chance, part.dtype))
+
+
+def rounded(values: Tensor, chance: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float32 ``values``, shape (n,), to a 16-bit dtype; the mean is ``values``.
+
+    A value between two neighbours goes to the upper one (in magnitude) with probability equal to
+    how far it stands above the lower: where that is above ``chance``, of the same shape, on
+    [0, 1). Values of the dtype stay; overflow stays at the largest.
+    """
+    size = values.abs()
+    near = size.to(dtype)
+    bits = near.view(torch.int16)
+    low_bits = bits - (near.to(values.dtype) > size).to(bits.dtype)
+    low = low_bits.view(dtype).to(values.dtype)
+    high = (low_bits + 1).view(dtype)
+    up = (size - low) > chance * (high.to(values.dtype) - low)
+    return torch.where(up, high, low_bits.view(dtype)).copysign(values.to(dtype))

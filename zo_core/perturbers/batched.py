@@ -25,8 +25,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from zo_core.base import Cost, Look, Objective, Param, Params, Point, Span, finite, no_span
-from zo_core.perturbers.in_forward import InForward, Perturbed, owners, saved_bytes
+from zo_core import noise
+from zo_core.base import (
+    Cost,
+    Data,
+    Look,
+    Objective,
+    Param,
+    Params,
+    Point,
+    Span,
+    finite,
+    no_span,
+    scaled,
+)
+from zo_core.perturbers.elsewhere import Elsewhere, room_bytes
+from zo_core.perturbers.in_forward import InForward
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 
@@ -36,6 +50,8 @@ Forward = Callable[..., Any]
 @dataclass(frozen=True)
 class Batched:
     """The perturber of one forward pass a look; exact. The objective must offer ``tiled``."""
+
+    staying = None  # all of theta is never elsewhere
 
     @property
     def exact(self) -> bool:
@@ -65,7 +81,7 @@ class Batched:
             )
         with _Sliced(params, look) as sliced, span("forward"), torch.inference_mode():
             seen = objective.tiled(len(points))
-        sliced.check()
+        sliced.room.check()
         if seen.shape != (len(points),):
             raise ValueError(
                 f"Expected tiled({len(points)}) to return that many losses, got shape "
@@ -76,10 +92,34 @@ class Batched:
     def retrace_(self, params: Params, look: Look) -> None:
         """Do nothing: nothing is left behind."""
 
-    def cost(self, params: Params, points: Sequence[Point]) -> Cost:
-        """One query a point and one noise pass a term; a module's saved weights are scratch."""
-        passes = sum(len(point) for point in points)
-        return Cost(len(points), noise_passes=passes, scratch_bytes=saved_bytes(params))
+    def cost(self, params: Params, points: Sequence[Point], data: Data = "batch") -> Cost:
+        """One query a point, and one noise pass a term of a point; of two that are opposite, one.
+
+        Scratch: copies of a module's weights, two of them where points are opposite.
+        """
+        if data != "batch" or len(points) == 1:
+            return InForward().cost(params, points)
+        groups = _groups(points)
+        copies = max(map(len, groups))
+        scratch = room_bytes(params, copies)
+        if copies > 1:  # a distribution may need a piece for the second sign
+            scratch += noise.piece_bytes(params, 1)
+        passes = sum(len(points[group[0]]) for group in groups)
+        return Cost(len(points), noise_passes=passes, scratch_bytes=scratch)
+
+
+def _groups(points: Sequence[Point]) -> list[tuple[int, ...]]:
+    """Return the indices of points, two together where the second is minus the first."""
+    groups: list[tuple[int, ...]] = []
+    alone: dict[Point, int] = {}  # and in which group
+    for index, point in enumerate(points):
+        opposite = alone.pop(scaled(point, -1.0), None) if point else None
+        if opposite is not None:
+            groups[opposite] += (index,)
+            continue
+        alone[tuple(point)] = len(groups)
+        groups.append((index,))
+    return groups
 
 
 class _Sliced:
@@ -87,10 +127,8 @@ class _Sliced:
 
     def __init__(self, params: Params, look: Look) -> None:
         assert params.module is not None
-        self._module, self._owners = params.module, owners(params)
-        self._weights = [
-            Perturbed(params, look, point) if point else None for point in look.points
-        ]
+        self._module, self._points, self._groups = params.module, look.points, _groups(look.points)
+        self.room = Elsewhere(params, look.distribution, max(map(len, self._groups)))
         self._rows = self._depth = 0
         self._point: int | None = None  # whose slice is running
         self._handles: list[Any] = []
@@ -103,7 +141,7 @@ class _Sliced:
                 module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
                 module.register_forward_hook(self._leave, always_call=True),
             ]
-        for module, own in self._owners.items():
+        for module, own in self.room.owners.items():
             self._own_forwards[module] = module.__dict__.get("forward")
             module.__dict__["forward"] = partial(self._run, module, own, module.forward)
         return self
@@ -116,19 +154,13 @@ class _Sliced:
             if forward is not None:
                 module.__dict__["forward"] = forward
 
-    def check(self) -> None:
-        """Refuse to have left a tensor out."""
-        for weights in self._weights:
-            if weights is not None:
-                weights.check()
-
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._depth == 0:
             tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()]
             self._rows = tensors[0].shape[0] if tensors else 0
-            if not self._rows or self._rows % len(self._weights):
+            if not self._rows or self._rows % len(self._points):
                 raise ValueError(
-                    f"Expected {type(module).__name__} to be called with {len(self._weights)} "
+                    f"Expected {type(module).__name__} to be called with {len(self._points)} "
                     f"copies of a minibatch, got {self._rows} rows; use restore='exact'."
                 )
         self._depth += 1
@@ -139,34 +171,78 @@ class _Sliced:
     def _run(
         self, module: nn.Module, own: Sequence[Param], forward: Forward, *args: Any, **kwargs: Any
     ) -> Any:
+        if self.room.takes(module, args, kwargs):
+            return self._run_by_rows(module, forward, args[0])
         if self._point is not None:  # inside a slice of a module around this one
-            return self._at(self._point, own, partial(forward, *args, **kwargs))
+            return self._at((self._point,), own, [partial(forward, *args, **kwargs)])[0]
         leaves, spec = tree_flatten((args, kwargs))
         cut = [self._cut(leaf, module) for leaf in leaves]
         rows = 0 if any(len(set(map(id, parts))) > 1 for parts in cut) else self._rows
-        seen = []
+        slices = []
+        for point in range(len(self._points)):
+            a, k = tree_unflatten([parts[point] for parts in cut], spec)
+            slices.append(partial(forward, *a, **k))
+        seen: dict[int, Any] = {}
         try:
-            for point in range(len(self._weights)):
-                self._point = point
-                a, k = tree_unflatten([parts[point] for parts in cut], spec)
-                seen.append(self._at(point, own, partial(forward, *a, **k)))
+            for group in self._groups:
+                outputs = self._at(group, own, [slices[point] for point in group])
+                seen |= zip(group, outputs, strict=True)
         finally:
             self._point = None
-        return _joined([_repeated(one, rows // len(seen), module) for one in seen], module)
+        in_turn = [seen[point] for point in range(len(seen))]
+        return _joined([_repeated(one, rows // len(seen), module) for one in in_turn], module)
 
-    def _at(self, point: int, own: Sequence[Param], forward: Forward) -> Any:
-        weights = self._weights[point]
-        if weights is None:
-            return forward()
-        mine = weights.perturb_(own)
+    def _run_by_rows(self, module: nn.Module, forward: Forward, x: Tensor) -> Any:
+        """Run a large layer; a batch of outputs is laid end to end as it is made."""
+        layer, points = self.room.layers[module], self._points
+        if self._point is not None:  # inside a slice of a module around this one
+            point = points[self._point]
+            return self.room.run(layer, [point], [x], layer.alone)[0] if point else forward(x)
+        cut = self._cut(x, module)
+        shared = cut[0] is cut[1]
+        whole: list[Tensor] = []  # at most one
+
+        def place(group: Sequence[int], index: int, first: Tensor) -> Tensor:
+            if shared:
+                return layer.alone(index, first)
+            if not whole:
+                sizes = (len(x), *first.shape[1:-1], layer.weight.tensor.shape[0])
+                whole.append(first.new_empty(sizes))
+            return whole[0].chunk(len(points))[group[index]]
+
+        seen: dict[int, Tensor] = {}
+        for group in self._groups:
+            at, given = [points[i] for i in group], [cut[i] for i in group]
+            room = partial(place, group)
+            outputs = self.room.run(layer, at, given, room) if at[0] else [forward(given[0])]
+            seen |= zip(group, outputs, strict=True)
+        if not whole:
+            rows = self._rows // len(points) if shared else 0
+            return _joined([_repeated(seen[i], rows, module) for i in range(len(seen))], module)
+        for index, output in seen.items():
+            if not points[index]:
+                whole[0].chunk(len(points))[index].copy_(output)
+        return whole[0]
+
+    def _at(
+        self, group: Sequence[int], own: Sequence[Param], forwards: Sequence[Forward]
+    ) -> list[Any]:
+        """Run a slice for each point of a group, all of which are made at once."""
+        points = [self._points[index] for index in group]
+        stand = self.room.stand(own if points[0] else (), points)
+        seen = []
         try:
-            return forward()
+            for turn, (index, forward) in enumerate(zip(group, forwards, strict=True)):
+                stand.at_(turn)
+                self._point = index
+                seen.append(self.room.apart(forward()))
         finally:
-            weights.restore_(mine)
+            stand.back_()
+        return seen
 
     def _cut(self, leaf: Any, module: nn.Module) -> list[Any]:
         """Return the slice of each point."""
-        n = len(self._weights)
+        n = len(self._points)
         if isinstance(leaf, _PLAIN):
             return [leaf] * n
         if isinstance(leaf, Tensor):

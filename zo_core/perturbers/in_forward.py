@@ -1,17 +1,19 @@
-"""Perturb each module as it runs: theta comes back to the same bits.
+"""Perturb each module as it runs: theta is not written, so its bits stay.
 
-A module's own weights are saved, perturbed while its forward pass runs, and put back from what was
-saved. So no more than the largest module's weights exist twice, nothing is undone by arithmetic,
-and at any time all other weights are those of theta: a mask that hangs on them (Sparse-MeZO,
-arXiv 2402.15751, section 3.4: "efficient implementation") can be computed where it is used.
+A module runs with perturbed copies of its own weights (see ``elsewhere``). So no more than the
+largest module's weights exist twice, nothing is undone by arithmetic, and copies are made of
+theta itself: a mask that hangs on it (Sparse-MeZO, arXiv 2402.15751, section 3.4: "efficient
+implementation") is computed where it is used. Biases and norms are many and small: copies of all
+of them are made at once, before the first module runs.
 
-Parameters that belong to no module (plain tensors) are one block, and are saved whole.
+Parameters that belong to no module (plain tensors) are one block, which is saved, perturbed in
+place, and put back.
 
 What it costs in noise: a direction is drawn once for *each forward pass of a query* through the
 module that holds the weights, so a minibatch or an anchor set of n micro-batches costs n noise
 passes a point, and weights tied between m modules m times their share.
 
-What it does not see: weights are perturbed while a module that holds them runs. Weights that are
+What it does not see: matrices are perturbed while a module that holds them runs. Such as are
 used outside of it (``functional.linear(x, embed.weight)`` in place of a tied head) are those of
 theta there; where the module is never called that is refused, but where it is called as well, it
 can't be noticed. Such a model needs ``restore='arithmetic'``.
@@ -19,16 +21,18 @@ can't be noticed. Such a model needs ``restore='arithmetic'``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zo_core.base import (
     Cost,
+    Data,
     Look,
     Objective,
     Param,
@@ -38,14 +42,17 @@ from zo_core.base import (
     finite,
     no_span,
 )
+from zo_core.perturbers.elsewhere import Elsewhere, Stand, room_bytes
 
 
 @dataclass(frozen=True)
 class InForward:
-    """The exact perturber. Scratch: the weights of the largest module, and of those around it.
+    """The exact perturber; scratch is copies of one module's weights, and of biases and norms.
 
     Weights used outside the forward pass of their own module are those of theta there; see above.
     """
+
+    staying = None  # all of theta is never elsewhere
 
     @property
     def exact(self) -> bool:
@@ -67,110 +74,96 @@ class InForward:
 
         """
         seen: list[float] = []
+        room = Elsewhere(params, look.distribution, ahead=True)
         for point in look.points:
-            if not point:
+            with _Perturbed(params, room, point) if point else nullcontext():
                 with span("forward"), torch.inference_mode():
                     seen.append(finite(objective(look.data)))
-                continue
-            with Perturbed(params, look, point) as perturbed:
-                with span("forward"), torch.inference_mode():
-                    seen.append(finite(objective(look.data)))
-                perturbed.check()
+            if point:
+                room.check()
         return seen
 
     def retrace_(self, params: Params, look: Look) -> None:
         """Do nothing: nothing is left behind."""
 
-    def cost(self, params: Params, points: Sequence[Point]) -> Cost:
-        """One query a point, one noise pass a term (of one forward pass); saved weights."""
+    def cost(self, params: Params, points: Sequence[Point], data: Data = "batch") -> Cost:
+        """One query a point, one noise pass a term (of one forward pass); the copies."""
         passes = sum(len(point) for point in points)
-        return Cost(len(points), noise_passes=passes, scratch_bytes=saved_bytes(params))
+        return Cost(len(points), noise_passes=passes, scratch_bytes=room_bytes(params, ahead=True))
 
 
-def owners(params: Params) -> dict[nn.Module, tuple[Param, ...]]:
-    """Return the modules that hold trained tensors directly, and which (tied ones: each time)."""
-    if params.module is None:
-        return {}
-    by_tensor = {id(p.tensor): p for p in params}
-    found: dict[nn.Module, tuple[Param, ...]] = {}
-    for module in params.module.modules():
-        own = [by_tensor[id(t)] for t in module._parameters.values() if id(t) in by_tensor]
-        if own:
-            found[module] = tuple(own)
-    return found
+class _Perturbed:
+    """While it is open, modules run perturbed to one point."""
 
-
-def saved_bytes(params: Params) -> int:
-    """Return the most that is saved at a time: the weights of a module and of those around it."""
-    if params.module is None:
-        return params.bytes
-    own = owners(params)
-
-    def deepest(module: nn.Module) -> int:
-        below = max(map(deepest, module.children()), default=0)
-        return below + sum(p.tensor.nbytes for p in own.get(module, ()))
-
-    return deepest(params.module)
-
-
-class Perturbed:
-    """While it is open, modules run perturbed; or weights are, between two calls."""
-
-    def __init__(self, params: Params, look: Look, point: Point) -> None:
-        """Perturb to ``point`` along the distribution of ``look``."""
-        self._params, self._look, self._point = params, look, point
-        self._saved: dict[int, tuple[Param, Tensor]] = {}  # by id of the tensor, while perturbed
-        self._touched: set[int] = set()
+    def __init__(self, params: Params, room: Elsewhere, point: Point) -> None:
+        self._params, self._room, self._point = params, room, point
+        # Of modules that run, the innermost last. A module may be entered from within itself.
+        self._open: list[tuple[Sequence[Param], Stand]] = []
         self._handles: list[Any] = []
+        self._replaced: list[nn.Module] = []
 
-    def __enter__(self) -> Perturbed:
-        """Watch the modules; perturb what belongs to none."""
+    def __enter__(self) -> None:
+        try:
+            self._begin()
+        except BaseException:  # why: whatever was raised, pointers go back
+            self.__exit__()
+            raise
+
+    def _begin(self) -> None:
         if self._params.module is None:
-            self.perturb_(self._params)
-        for module, own in owners(self._params).items():
-            stack: list[list[Param]] = []  # a module may be entered again from within itself
-            before, after = partial(self._enter, own, stack), partial(self._leave, stack)
+            self._enter(self._params)
+        if self._room.ahead:
+            self._enter(tuple(self._room.ahead.values()))
+        for module, own in self._room.owners.items():
+            if all(p.key in self._room.ahead for p in own):
+                continue
+            if module in self._room.layers:
+                self._replaced.append(module)
+                module.__dict__["forward"] = partial(self._run, module, own, module.forward)
+                continue
             self._handles += [
-                module.register_forward_pre_hook(before),
-                module.register_forward_hook(after, always_call=True),
+                module.register_forward_pre_hook(partial(self._enter, own)),
+                module.register_forward_hook(partial(self._leave, own), always_call=True),
             ]
-        return self
 
     def __exit__(self, *error: object) -> None:
-        """Put back everything, whatever happened."""
         for handle in self._handles:
             handle.remove()
-        self.restore_([p for p, _ in self._saved.values()])
+        for module in self._replaced:
+            del module.__dict__["forward"]
+        while self._open:
+            self._back_()
 
-    def check(self) -> None:
-        """Refuse to have left a tensor out."""
-        for param in self._params:
-            if id(param.tensor) not in self._touched:
-                raise ValueError(
-                    "restore='exact' and 'batched' perturb every module while it runs, and "
-                    f"'{param.name}' is not used in the forward pass of its module. Freeze it, "
-                    "or use restore='arithmetic'."
-                )
+    def _enter(self, own: Sequence[Param], *_: Any) -> None:
+        stand = self._room.stand(own, (self._point,))
+        self._open.append((own, stand))
+        stand.at_(0)
 
-    def _enter(self, own: Sequence[Param], stack: list[list[Param]], *_: Any) -> None:
-        stack.append(self.perturb_(own))
+    def _leave(self, own: Sequence[Param], module: nn.Module, args: Any, output: Any) -> Any:
+        if self._open and self._open[-1][0] is own:  # else it was never entered: that raised
+            self._back_()
+        return self._room.apart(output)
 
-    def _leave(self, stack: list[list[Param]], *_: Any) -> None:
-        self.restore_(stack.pop())
+    def _back_(self) -> None:
+        self._open[-1][1].back_()
+        self._open.pop()  # last: an interrupt leaves it to __exit__
 
-    def perturb_(self, params: Sequence[Param]) -> list[Param]:
-        """Save and perturb those of ``params`` that are not; return which."""
-        mine = [p for p in params if id(p.tensor) not in self._saved]
-        with torch.no_grad():
-            for p in mine:
-                self._saved[id(p.tensor)] = p, p.tensor.detach().clone()
-                self._touched.add(id(p.tensor))
-            self._look.distribution.add_(mine, self._point)
-        return mine
-
-    def restore_(self, params: Sequence[Param]) -> None:
-        """Put back what was saved, bit for bit."""
-        with torch.no_grad():
-            for p in params:
-                _, clean = self._saved.pop(id(p.tensor))
-                p.tensor.detach().copy_(clean)
+    def _run(
+        self,
+        module: nn.Module,
+        own: Sequence[Param],
+        forward: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a large layer."""
+        room = self._room
+        if room.takes(module, args, kwargs):
+            layer = room.layers[module]
+            return room.run(layer, (self._point,), args, layer.alone)[0]
+        self._enter(own)
+        try:
+            output = forward(*args, **kwargs)
+        finally:
+            self._back_()
+        return room.apart(output)

@@ -41,5 +41,25 @@ class OnBlocks(Distribution):
             if covering:
                 self.base.add_((param,), covering)
 
+    def write(self, piece: Piece, outs: Sequence[Tensor], terms: Sequence[Term]) -> None:
+        """Write ``piece`` plus (and minus) ``sum_k c_k u(seed_k)`` elsewhere."""
+        covering = self._covering(piece.param, terms)
+        if covering:
+            self.base.write(piece, outs, covering)
+        else:
+            for out in outs:
+                out.copy_(piece.part)
+
+    def write_rows(
+        self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]
+    ) -> None:
+        """Write rows of a matrix plus (and minus) ``sum_k c_k u(seed_k)`` elsewhere."""
+        covering = self._covering(param, terms)
+        if covering:
+            self.base.write_rows(param, rows, outs, covering)
+        else:
+            for out in outs:
+                torch.index_select(param.tensor.detach(), 0, rows, out=out)
+
     def _covering(self, param: Param, terms: Sequence[Term]) -> list[Term]:
         return [t for t in terms if param.key in self.cover[t.seed]]

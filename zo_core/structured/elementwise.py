@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zo_core import noise
 from zo_core.base import Distribution, Param, Piece, Term
+from zo_core.structured import by_pieces
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,7 @@ class Elementwise(Distribution):
     def add_(self, params: Sequence[Param], terms: Sequence[Term]) -> None:
         """Add ``sum_k c_k u(seed_k) / sqrt(h)`` to ``params`` in one pass, a piece at a time."""
         noise.add_by_pieces_(params, self, terms)
+
+    def write(self, piece: Piece, outs: Sequence[Tensor], terms: Sequence[Term]) -> None:
+        """Write ``piece`` plus (and minus) ``sum_k c_k u(seed_k) / sqrt(h)``, with one draw."""
+        by_pieces.write(self, piece, outs, terms)

@@ -6,7 +6,7 @@ k is a thousandth of the tensor, perturbing and updating cost a thousandth of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,10 +34,13 @@ class Chosen:
         return cls(places, {**dict(counts), param.tensor.numel(): places.numel()})
 
     def between(self, low: int, high: int) -> tuple[int, int]:
-        """Return the stretch of ``places`` with low <= place < high; both are borders."""
+        """Return the stretch of ``places`` with low <= place < high; of borders it is known."""
         if is_fake(self.places):
             return 0, min(self.places.numel(), high - low)
-        return self.before[low], self.before[high]
+        if low in self.before and high in self.before:
+            return self.before[low], self.before[high]
+        first, last = _count_before(self.places, [low, high])
+        return first, last
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +75,31 @@ class Gathered(Distribution):
             for param in params:
                 self._add_(param, terms)
 
+    def write(self, piece: Piece, outs: Sequence[Tensor], terms: Sequence[Term]) -> None:
+        """Write ``piece`` plus (and minus) ``sum_k c_k u(seed_k)`` elsewhere, with one draw."""
+        for out in outs:
+            out.copy_(piece.part)
+        chosen = self.chosen[piece.param.key]
+        low, high = chosen.between(piece.first, piece.first + piece.part.numel())
+        for places, first in self._stretches(chosen.places[low:high], piece.part.device):
+            inside = places - piece.first
+            values = piece.part.take(inside)
+            change = self.base.draw(Piece(piece.param, values, low + first), terms)
+            for out in outs:
+                out.put_(inside, (change + values).to(out.dtype))
+                change.neg_()  # x - y is x + (-y), to the bit
+
     def _add_(self, param: Param, terms: Sequence[Term]) -> None:
         tensor, places = param.tensor.detach(), self.chosen[param.key].places
-        size = noise.piece_of(tensor.device)
-        for first in range(0, places.numel(), size):
-            some = places[first : first + size].long()
+        for some, first in self._stretches(places, tensor.device):
             values = tensor.take(some)
             change = self.base.draw(Piece(param, values, first), terms)
             tensor.put_(some, change.add_(values).to(tensor.dtype))
+
+    def _stretches(self, places: Tensor, device: torch.device) -> Iterator[tuple[Tensor, int]]:
+        size = noise.piece_of(device)
+        for first in range(0, places.numel(), size):
+            yield places[first : first + size].long(), first
 
 
 def _count_before(places: Tensor, edges: Sequence[int]) -> list[int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zo_core import noise
 from zo_core.base import Distribution, Param, Piece, Term
+from zo_core.structured import by_pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,3 +41,7 @@ class Kept(Distribution):
     def add_(self, params: Sequence[Param], terms: Sequence[Term]) -> None:
         """Add ``sum_k c_k u(seed_k)`` to ``params`` in one pass."""
         noise.add_by_pieces_(params, self, terms)
+
+    def write(self, piece: Piece, outs: Sequence[Tensor], terms: Sequence[Term]) -> None:
+        """Write ``piece`` plus (and minus) ``sum_k c_k u(seed_k)`` elsewhere, with one draw."""
+        by_pieces.write(self, piece, outs, terms)

@@ -4,8 +4,8 @@ E[u u^T] = I over draws of both: an entry is a sum of r independent products, ea
 variance 1. With V held (LOZO, arXiv 2410.07698, draws it anew every nu steps) the covariance is
 I (x) V V^T / r: gradients of a rank-r subspace are seen, those outside it are not.
 
-Neither factor is ever stored: rows of U and V are drawn from their seeds for the piece at hand, so
-a (m, n) matrix costs about n r normals a piece instead of one an entry. Tensors of more than two
+Neither factor is stored: they are drawn from their seeds for the matrix at hand, so it costs
+(m + n) r normals instead of m n, and no product is ever a matrix. Tensors of more than two
 dimensions are matrices of shape (shape[0], rest). Tensors of one dimension, and matrices that the
 factors would not make smaller (r (m + n) >= m n), get plain Gaussian entries.
 """
@@ -20,6 +20,10 @@ from torch import Tensor
 
 from zo_core import noise
 from zo_core.base import Distribution, Param, Piece, Term, derive_seed
+from zo_core.noise import low_rank
+from zo_core.noise import rows as noise_rows
+from zo_core.structured import by_pieces
+from zo_core.structured.magnitude import is_fake
 
 
 @dataclass(frozen=True)
@@ -54,23 +58,69 @@ class LowRank(Distribution):
     ) -> None:
         row, column = divmod(piece.first + start, columns)
         width = min(columns, block.numel())
-        height = block.numel() // width
-        rows = [Term(derive_seed(t.seed, "U"), t.coefficient / self.rank**0.5) for t in terms]
-        u = self._factor(piece, row, height, rows)
-        v = self._factor(piece, column, width, [Term(derive_seed(self.v_seed, "V"), 1.0)])
-        matrix = block.view(height, width)
-        for j in range(self.rank):  # not a matmul: its bits hang on the shape of the block
-            matrix += u[:, j : j + 1] * v[:, j]
+        u = self._u(piece, row, block.numel() // width, terms)
+        v = self._v(piece, column, width)
+        block.view(-1, width).copy_(low_rank.product(u, v))
+
+    def _u(self, piece: Piece, first: int, count: int, terms: Sequence[Term]) -> Tensor:
+        """Return rows of U, summed over the terms and over sqrt(rank): shape (count, rank)."""
+        root = self.rank**0.5
+        own = [Term(derive_seed(t.seed, "U"), t.coefficient / root) for t in terms]
+        return self._factor(piece, first, count, own)
+
+    def _v(self, piece: Piece, first: int, count: int) -> Tensor:
+        """Return rows of V, shape (count, rank)."""
+        return self._factor(piece, first, count, [Term(derive_seed(self.v_seed, "V"), 1.0)])
 
     def _factor(self, piece: Piece, first: int, count: int, terms: Sequence[Term]) -> Tensor:
-        """Return rows ``first ...`` of a factor, shape (count, rank)."""
         like = piece.part.new_empty(1).expand(count * self.rank)
         flat = noise.draw(Piece(piece.param, like, first * self.rank), "gaussian", terms)
         return flat.view(count, self.rank)
 
     def add_(self, params: Sequence[Param], terms: Sequence[Term]) -> None:
-        """Add ``sum_k c_k u(seed_k)`` to ``params`` in one pass, a piece at a time."""
-        noise.add_by_pieces_(params, self, terms)
+        """Add ``sum_k c_k u(seed_k)`` to ``params`` in one pass."""
+        if not terms:
+            return
+        with torch.no_grad():
+            for param in params:
+                if not columns_of(param, self.rank):
+                    noise.add_((param,), "gaussian", terms)
+                elif param.tensor.is_contiguous() and not is_fake(param.tensor):
+                    flat = param.tensor.detach().view(-1)
+                    self.write(Piece(param, flat, 0), (flat,), terms)
+                else:
+                    noise.add_by_pieces_((param,), self, terms)
+
+    def write(self, piece: Piece, outs: Sequence[Tensor], terms: Sequence[Term]) -> None:
+        """Write ``piece`` plus (and minus) ``sum_k c_k u(seed_k)`` elsewhere, in one pass."""
+        columns = columns_of(piece.param, self.rank)
+        if not columns:
+            noise.write(piece, outs, "gaussian", terms)
+        elif piece.first % columns or piece.part.numel() % columns:  # not of whole rows
+            by_pieces.write(self, piece, outs, terms)
+        else:
+            row, height = piece.first // columns, piece.part.numel() // columns
+            u = self._u(piece, row, height, terms)
+            self._write_product(piece.part.view(height, columns), outs, u, piece)
+
+    def write_rows(
+        self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]
+    ) -> None:
+        """Write rows of a matrix plus (and minus) ``sum_k c_k u(seed_k)`` elsewhere."""
+        if not columns_of(param, self.rank):
+            noise_rows.write(param, rows, outs, "gaussian", terms)
+            return
+        whole = Piece(param, param.tensor.detach().view(-1), 0)
+        u = self._u(whole, 0, len(param.tensor), terms)
+        self._write_product(param.tensor.detach()[rows], outs, u[rows], whole)
+
+    def _write_product(
+        self, source: Tensor, outs: Sequence[Tensor], u: Tensor, piece: Piece
+    ) -> None:
+        columns = source.shape[1]
+        v = self._v(piece, 0, columns)
+        rows = max(1, noise.piece_of(source.device) // columns)
+        low_rank.write(source, [out.view(source.shape) for out in outs], u, v, rows)
 
 
 def columns_of(param: Param, rank: int) -> int:
@@ -83,17 +133,17 @@ def columns_of(param: Param, rank: int) -> int:
 
 
 def scratch_bytes(params: Sequence[Param], rank: int) -> int:
-    """Bound what a draw holds: the piece, a product, and the rows of U and V that meet in it."""
-    factors = 0
+    """Bound what is held meanwhile: pieces of products and sums, U, and V twice."""
+    factors, pieces = 0, 0
     for param in params:
         columns = columns_of(param, rank)
         if columns:
-            piece = noise.piece_of(param.tensor.device)
-            width = min(columns, piece)
-            rows = min(param.tensor.shape[0], piece // width)
-            factors = max(factors, (width + rows) * rank)
+            rows = param.tensor.numel() // columns
+            factors = max(factors, (rows + 2 * columns) * rank)
+            most = max(columns, noise.piece_of(param.tensor.device))
+            pieces = max(pieces, min(param.tensor.numel(), most))
     widest = max(8 if p.tensor.dtype == torch.float64 else 4 for p in params)
-    return noise.piece_bytes(params, 2) + factors * widest
+    return (3 * pieces + factors) * widest
 
 
 def _blocks(first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:

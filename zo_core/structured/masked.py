@@ -5,7 +5,7 @@ A mask is asked piece by piece, where it is used; nothing dense is held unless t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,10 +13,16 @@ from torch import Tensor
 
 from zo_core import noise
 from zo_core.base import Distribution, Param, Piece, Term
+from zo_core.noise import rows as noise_rows
+from zo_core.structured import by_pieces
 
 
 class Mask(Protocol):
     """Says which entries stay where they are."""
+
+    thresholds: Mapping[int, float] | None = None
+    """By key of the tensor, where the frozen entries are those above it in magnitude, as they
+    stand. The noise kernel compares them itself."""
 
     def frozen(self, piece: Piece) -> Tensor:
         """Return whether each entry of a piece is left out, shape (n,), bool."""
@@ -42,4 +48,25 @@ class Masked(Distribution):
 
     def add_(self, params: Sequence[Param], terms: Sequence[Term]) -> None:
         """Add ``sum_k c_k m u(seed_k)``; frozen entries keep their bits."""
-        noise.add_by_pieces_(params, self, terms)
+        if self.base.law is None or self.mask.thresholds is None:
+            noise.add_by_pieces_(params, self, terms)
+        else:
+            noise.add_(params, self.base.law, terms, thresholds=self.mask.thresholds)
+
+    def write(self, piece: Piece, outs: Sequence[Tensor], terms: Sequence[Term]) -> None:
+        """Write ``piece`` plus (and minus) ``sum_k c_k m u(seed_k)`` elsewhere, with one draw."""
+        if self.base.law is None or self.mask.thresholds is None:
+            by_pieces.write(self, piece, outs, terms)
+        else:
+            bound = self.mask.thresholds[piece.param.key]
+            noise.write(piece, outs, self.base.law, terms, bound)
+
+    def write_rows(
+        self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]
+    ) -> None:
+        """Write rows of a matrix plus (and minus) ``sum_k c_k m u(seed_k)`` elsewhere."""
+        if self.base.law is None or self.mask.thresholds is None:
+            Distribution.write_rows(self, param, rows, outs, terms)
+        else:
+            bound = self.mask.thresholds[param.key]
+            noise_rows.write(param, rows, outs, self.base.law, terms, bound)

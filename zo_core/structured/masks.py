@@ -22,7 +22,7 @@ _BYTE = 8
 class SmallWeights(Mask):
     """Trains the entries with |theta| <= threshold, *as they stand*: they must be unperturbed."""
 
-    thresholds: Mapping[int, float]  # by key of the tensor
+    thresholds: Mapping[int, float]  # by key of the tensor; values of its dtype, or infinity
 
     def frozen(self, piece: Piece) -> Tensor:
         """Return |theta| > threshold."""

@@ -31,3 +31,13 @@ class Scaled(Distribution):
         """Add ``sum_k c_k D u(seed_k)`` to ``params`` in one pass."""
         for param in params:
             self.base.add_((param,), scaled(terms, self.factors[param.key]))
+
+    def write(self, piece: Piece, outs: Sequence[Tensor], terms: Sequence[Term]) -> None:
+        """Write ``piece`` plus (and minus) ``sum_k c_k D u(seed_k)`` elsewhere."""
+        self.base.write(piece, outs, scaled(terms, self.factors[piece.param.key]))
+
+    def write_rows(
+        self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]
+    ) -> None:
+        """Write rows of a matrix plus (and minus) ``sum_k c_k D u(seed_k)`` elsewhere."""
+        self.base.write_rows(param, rows, outs, scaled(terms, self.factors[param.key]))

@@ -65,6 +65,8 @@ class Momentum(UpdateRule):
 class ReplayedMomentum(UpdateRule):
     """The rule with m drawn again from its seeds: no tensor is kept, W noise passes."""
 
+    in_terms = True  # of one distribution; those of several are written by pieces, each once
+
     beta: float = 0.9
     window: int = 10
 

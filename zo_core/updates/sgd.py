@@ -21,6 +21,7 @@ class Sgd(UpdateRule):
     """The rule; it keeps no state, and g never exists as a tensor."""
 
     linear = True
+    in_terms = True
 
     def apply_(
         self, params: Params, estimate: GradientEstimate, state: State, lr: float, write: Write

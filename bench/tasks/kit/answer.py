@@ -30,7 +30,7 @@ class Answer:
 
     def collate(self, rows: Sequence[Encoded], chosen: tuple[int, ...]) -> Batch:
         """Return the batch of the rows with these indices; R = B."""
-        right = [rows[i].sequences[rows[i].label] for i in chosen]
+        right = [[rows[i].sequences[rows[i].label]] for i in chosen]
         inputs, answers = pad_answers(self.loaded, right, self.device)
         labels = tensor([rows[i].label for i in chosen], self.device)
         return Batch(examples=chosen, targets=labels, answers=answers, **inputs)

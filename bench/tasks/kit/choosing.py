@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 import torch.nn.functional as F
 
 from bench.tasks.kit.collate import by_length
@@ -41,13 +43,16 @@ def evaluate(
     chooser: Chooser, heldback: Sequence[Encoded], batch_size: int, module: nn.Module
 ) -> Evaluated:
     """Evaluate on ``heldback``; similar lengths share a batch, the order of results is kept."""
-    predictions = [-1] * len(heldback)
-    loss = 0.0
-    for chosen in by_length(heldback, batch_size):
+    order = list(by_length(heldback, batch_size))
+    losses, labels = [], []
+    for chosen in order:
         batch = chooser.collate(heldback, chosen)
         logits = chooser.logits(module, batch)
-        loss += F.cross_entropy(logits, batch.targets, reduction="sum").item()
-        for example, label in zip(chosen, logits.argmax(1).tolist(), strict=True):
-            predictions[example] = label
+        losses.append(F.cross_entropy(logits, batch.targets, reduction="none"))
+        labels.append(logits.argmax(1))
+    # One wait for the device, at the end.
+    found = dict(zip(chain.from_iterable(order), torch.cat(labels).tolist(), strict=True))
+    predictions = [found[i] for i in range(len(heldback))]
     right = [p == e.label for p, e in zip(predictions, heldback, strict=True)]
-    return Evaluated(len(right), sum(right), loss / len(right), predictions)
+    loss = torch.cat(losses).double().mean().item()
+    return Evaluated(len(right), sum(right), loss, predictions)

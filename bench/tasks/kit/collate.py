@@ -9,7 +9,7 @@ import torch
 
 from bench.models import LoadedModel
 from bench.tasks.kit.encode import Encoded
-from bench.tasks.kit.forward import IGNORED
+from bench.tasks.kit.vocabulary import IGNORED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,18 +51,22 @@ def pad(loaded: LoadedModel, rows: Sequence[Sequence[int]], device: str) -> Padd
 
 
 def pad_answers(
-    loaded: LoadedModel, sequences: Sequence[tuple[Sequence[int], int]], device: str
+    loaded: LoadedModel, asked: Sequence[Sequence[tuple[Sequence[int], int]]], device: str
 ) -> tuple[Padded, Tensor]:
-    """Return padded inputs, and the answers (R, K) that are asked at their last K places.
+    """Return padded inputs, and the answers that are asked at their last K places.
 
-    A sequence comes with the number of tokens at its end that are the answer. Nothing is asked
-    after its last token, so that token is no input.
+    Of each example come its sequences, one an answer, with the number of tokens at its end that
+    are the answer. Nothing is asked after its last token, so that token is no input; where that
+    leaves every example with the same input for all its answers, the input is there once.
     """
+    sequences = [sequence for one in asked for sequence in one]
     longest = max(n for _, n in sequences)
     answers = [
         [*[IGNORED] * (longest - n), *ids[len(ids) - n :]] for ids, n in sequences
     ]  # K places from the end, whatever the length
-    inputs = pad(loaded, [ids[:-1] for ids, _ in sequences], device)
+    shared = all(len({tuple(ids[:-1]) for ids, _ in one}) == 1 for one in asked)
+    given = [one[0] for one in asked] if shared else sequences
+    inputs = pad(loaded, [ids[:-1] for ids, _ in given], device)
     return inputs, tensor(answers, device)
 
 

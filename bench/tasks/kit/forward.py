@@ -1,31 +1,37 @@
 """The forward passes, with logits where they are asked for and nowhere else.
 
-Shapes: B examples, R sequences, T tokens, K of them asked, C classes, H hidden, V vocabulary. A
-mask and position ids are passed only where something is padded: without them attention takes its
-fast causal path, and a traced step takes the same road as a real one.
+Shapes: B examples, R sequences, T tokens, K of them asked, A answers to each sequence, C classes,
+H hidden, V vocabulary. A mask and position ids are passed only where something is padded: without
+them attention takes its fast causal path, and a traced step takes the same road as a real one.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
 
 from bench.models import Kind
+from bench.tasks.kit.output_head import head_asked
 from bench.tasks.kit.values import Batch
+from bench.tasks.kit.vocabulary import IGNORED, logit_losses, vocabulary_losses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-IGNORED = -100  # the target of a token that is not asked for, as in torch
+_whole: WeakSet[nn.Module] = WeakSet()
+"""Models that change their logits after the head, as Gemma 2 caps them: those are made whole."""
 
 
 def class_logits(module: nn.Module, kind: Kind, batch: Batch) -> Tensor:  # (B, C) float32
-    """Return the logits of the label words, where the answer is."""
+    """Return the logits of the label words, where the answer is; no others are made."""
     assert batch.candidates is not None
-    logits = _masked_logits(module, batch) if kind == "masked" else _last_logits(module, batch)
-    return logits.index_select(1, batch.candidates).float()
+    with head_asked(module, partial(_candidates, batch)) as narrow:
+        logits = _masked_logits(module, batch) if kind == "masked" else _last_logits(module, batch)
+    return (logits if narrow else logits.index_select(1, batch.candidates)).float()
 
 
 def head_logits(module: nn.Module, batch: Batch) -> Tensor:  # (B, C) float32
@@ -34,20 +40,22 @@ def head_logits(module: nn.Module, batch: Batch) -> Tensor:  # (B, C) float32
     return logits.float()
 
 
-def answer_losses(module: nn.Module, batch: Batch) -> Tensor:  # (R,) float32
-    """Return the mean cross-entropy of each sequence's answer tokens; (R, K, V) logits."""
+def answer_losses(module: nn.Module, batch: Batch) -> Tensor:  # (R * A,) float32
+    """Return the mean cross-entropy of each answer's tokens."""
     assert batch.answers is not None
-    extra: dict[str, Any] = {"use_cache": False, "logits_to_keep": batch.answers.shape[1]}
-    # One expression: logits in the model's dtype are freed once they are float32.
-    flat = module(**_inputs(batch), **extra).logits.flatten(0, 1).float()
-    return _mean_losses(flat, batch.answers)
+    rows, k = batch.input_ids.shape[0], batch.answers.shape[1]
+    targets = batch.answers.view(rows, -1, k).transpose(1, 2)  # (R, K, A)
+    extra = {"use_cache": False, "logits_to_keep": k}
+    losses = _losses(module, batch, targets, extra).sum(1) / (targets != IGNORED).sum(1)
+    return losses.flatten()
 
 
 def token_losses(module: nn.Module, kind: Kind, batch: Batch) -> Tensor:  # (B,) float32
-    """Return each sequence's mean cross-entropy over tokens asked; holds (B, T, V) in float32."""
+    """Return each sequence's mean cross-entropy over tokens asked."""
+    targets = batch.targets
     extra: dict[str, Any] = {"use_cache": False} if kind == "causal" else {}
-    flat = module(**_inputs(batch), **extra).logits.flatten(0, 1).float()  # as above
-    return _mean_losses(flat, batch.targets)
+    losses = _losses(module, batch, targets[..., None], extra)[..., 0]
+    return losses.sum(1) / (targets != IGNORED).sum(1)
 
 
 def greedy(module: nn.Module, batch: Batch, stop: Tensor, new_tokens: int) -> Tensor:  # (B, N)
@@ -64,7 +72,8 @@ def greedy(module: nn.Module, batch: Batch, stop: Tensor, new_tokens: int) -> Te
     done = torch.zeros_like(feed[:, 0], dtype=torch.bool)
     tokens: list[Tensor] = []
     while len(tokens) < new_tokens and not (tokens and done.all()):
-        out = module(input_ids=feed, attention_mask=mask, position_ids=places, **past)
+        with head_asked(module, None):
+            out = module(input_ids=feed, attention_mask=mask, position_ids=places, **past)
         past["past_key_values"] = out.past_key_values
         tokens.append(out.logits[:, -1].argmax(-1))
         done |= torch.isin(tokens[-1], stop)
@@ -73,9 +82,34 @@ def greedy(module: nn.Module, batch: Batch, stop: Tensor, new_tokens: int) -> Te
     return torch.stack(tokens, 1)
 
 
-def _mean_losses(flat: Tensor, targets: Tensor) -> Tensor:  # (R * K, V), (R, K) -> (R,)
-    losses = F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view_as(targets).sum(1) / (targets != IGNORED).sum(1)
+def _losses(
+    module: nn.Module,
+    batch: Batch,
+    targets: Tensor,  # (R, K, A)
+    extra: dict[str, Any],
+) -> Tensor:  # (R, K, A) float32
+    """Return the cross-entropy of each target, 0 where none is asked: one forward pass."""
+    asked = None if module in _whole else partial(_head_losses, targets)
+    with head_asked(module, asked) as seen:
+        out: Tensor = module(**_inputs(batch), **extra).logits
+    if seen and out is not seen[-1]:
+        _whole.add(module)
+        return _losses(module, batch, targets, extra)
+    if seen:
+        return out
+    return logit_losses(out.flatten(0, 1), targets.flatten(0, 1)).view_as(targets)
+
+
+def _head_losses(targets: Tensor, head: nn.Linear, hidden: Tensor) -> Tensor:
+    flat, asked = hidden.flatten(0, 1), targets.flatten(0, 1)
+    return vocabulary_losses(flat, head.weight, head.bias, asked).view_as(targets)
+
+
+def _candidates(batch: Batch, head: nn.Linear, hidden: Tensor) -> Tensor:  # (..., C)
+    """Return the logits of the label words alone."""
+    assert batch.candidates is not None
+    bias = None if head.bias is None else head.bias[batch.candidates]
+    return F.linear(hidden, head.weight[batch.candidates], bias)
 
 
 def _last_logits(module: nn.Module, batch: Batch) -> Tensor:  # (B, V)

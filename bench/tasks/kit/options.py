@@ -1,4 +1,4 @@
-"""Objective ``options``: which of a few texts does the model expect as the answer?
+r"""Objective ``options``: which of a few texts does the model expect as the answer?
 
 MeZO (Malladi et al., 2023, appendix E.4) with OPT: an option counts by the mean log-likelihood of
 its tokens after the question (so that long ones are not at a disadvantage), and the loss is the
@@ -7,7 +7,8 @@ cross-entropy over these numbers::
     s_c = 1/|a_c| sum_t log p(a_ct | question, a_c<t)
     L   = -log softmax(s)[right]
 
-With options of one token each it is ``label_words``, at C times its cost.
+Options that differ in nothing but their last token (" terrible", " great", or "\nNo", "\nYes") are
+all read off one sequence: what the model is given is the same for each of them.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ class Options:
     device: str
 
     def collate(self, rows: Sequence[Encoded], chosen: tuple[int, ...]) -> Batch:
-        """See ``Chooser.collate``. R = B * C."""
-        sequences = [sequence for i in chosen for sequence in rows[i].sequences]
+        """See ``Chooser.collate``. R = B where options share their sequence, else B * C."""
+        sequences = [rows[i].sequences for i in chosen]
         inputs, answers = pad_answers(self.loaded, sequences, self.device)
         labels = tensor([rows[i].label for i in chosen], self.device)
         return Batch(examples=chosen, targets=labels, answers=answers, **inputs)
 
     def logits(self, module: nn.Module, batch: Batch) -> Tensor:
-        """See ``Chooser.logits``: mean log-likelihoods. Scratch: B * C * K logits."""
+        """See ``Chooser.logits``: mean log-likelihoods."""
         return -answer_losses(module, batch).view(len(batch.examples), -1)

@@ -45,7 +45,10 @@ class SampledTask:
         n, size = len(batch.examples), self.spec.micro_batch_size
         if size is None or size >= n:
             return [batch]
-        return [batch.part(start, min(start + size, n)) for start in range(0, n, size)]
+        slices = [(start, min(start + size, n)) for start in range(0, n, size)]
+        if batch.attention_mask is None:
+            return [batch.part(*some) for some in slices]
+        return [self.collate(batch.examples[slice(*some)]) for some in slices]  # less padding
 
     def anchor(self) -> list[Batch]:
         """See ``Task.anchor``."""

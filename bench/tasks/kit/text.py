@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.models import LoadedModel
+from bench.models.quiet import quiet
 from bench.records import RunSpec, TaskFacts, UserError, unknown
 from bench.records.spec import Objective
 from bench.tasks.kit.assemble import choice, digest, refuse_too_long, writing
@@ -17,6 +18,7 @@ from bench.tasks.kit.sampled import SampledTask
 from bench.tasks.kit.values import Example, Examples, Prompt, TaskFile
 
 
+@quiet()
 def text_task(
     spec: RunSpec, loaded: LoadedModel, file: TaskFile, examples: Examples
 ) -> SampledTask:

@@ -73,7 +73,7 @@ class Batch:
     """A minibatch on the model's device: B examples, R sequences of T tokens, C classes.
 
     R is B, or B * C where each option is a sequence of its own (then option by option, example
-    by example).
+    by example). A answers may be asked of each sequence: the options that share it.
     """
 
     examples: tuple[int, ...]
@@ -83,7 +83,7 @@ class Batch:
     attention_mask: Tensor | None = None  # (R, T) int64, 0 at padding; None: nothing is padded
     position_ids: Tensor | None = None  # (R, T) int64; None: 0, 1, 2, ...
     answer_at: Tensor | None = None  # (R,) int64 place of the mask token; None: the last place
-    answers: Tensor | None = None  # (R, K) int64 token after each of the last K; -100: not asked
+    answers: Tensor | None = None  # (R * A, K) int64 token after each of the last K; -100: none
     candidates: Tensor | None = None  # (C,) int64 token of each class
 
     def part(self, start: int, stop: int) -> Batch:
@@ -138,7 +138,7 @@ class Task(Protocol):
     def micro_batches(self, batch: Batch) -> list[Batch]:
         """Return ``batch`` in slices of ``spec.micro_batch_size`` examples; whole where not set.
 
-        The weight of a slice is ``len(part.examples)``; its padding is that of the whole.
+        The weight of a slice is ``len(part.examples)``; it is as long as its own longest sequence.
         """
 
     def anchor(self) -> list[Batch]:

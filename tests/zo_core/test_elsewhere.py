@@ -1,0 +1,622 @@
+"""Perturbed copies of weights: the bits of in place, in the room declared; theta untouched."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from zo_core import Closure, Params, directions, methods, noise
+from zo_core.base import Look, Param, Piece, Term
+from zo_core.estimators.two_point import both_sides
+from zo_core.noise import low_rank
+from zo_core.perturbers import by_rows
+from zo_core.perturbers.batched import Batched
+from zo_core.perturbers.elsewhere import Elsewhere, room_bytes
+from zo_core.perturbers.in_forward import InForward
+from zo_core.structured.block import OnBlocks
+from zo_core.structured.elementwise import Elementwise
+from zo_core.structured.gathered import Chosen, Gathered
+from zo_core.structured.kept import Kept
+from zo_core.structured.low_rank import LowRank
+from zo_core.structured.masked import Masked
+from zo_core.structured.masks import PackedMask, RandomEntries, SmallWeights
+from zo_core.structured.scaled import Scaled
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+GAUSSIAN, SIGNS = directions.build("gaussian"), directions.build("rademacher")
+TERMS = (Term(3, 0.25), Term(8, -0.5))
+SHAPE = (600, 501)  # more than a piece
+
+
+def draws(shape, dtype=torch.float32, seed=4) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def packed(param: Param) -> PackedMask:
+    params = Params([(param.name, param.tensor)])
+    mask = PackedMask.empty(params)
+    mask.write_(params, RandomEntries(0.3, seed=5))
+    return mask
+
+
+def whole(param: Param) -> Piece:
+    return Piece(param, param.tensor.detach().view(-1), 0)
+
+
+DISTRIBUTIONS = {
+    "gaussian": lambda p: GAUSSIAN,
+    "rademacher": lambda p: SIGNS,
+    "small": lambda p: Masked(GAUSSIAN, SmallWeights({p.key: 0.75})),
+    "small, signs": lambda p: Masked(SIGNS, SmallWeights({p.key: 0.75})),
+    "small, low rank": lambda p: Masked(LowRank(2, 9), SmallWeights({p.key: 0.75})),
+    "random": lambda p: Masked(GAUSSIAN, RandomEntries(0.3, seed=5)),
+    "packed": lambda p: Masked(GAUSSIAN, packed(p)),
+    "scaled": lambda p: Scaled(GAUSSIAN, {p.key: 1.75}),
+    "covered": lambda p: OnBlocks(GAUSSIAN, {3: frozenset([p.key]), 8: frozenset()}),
+    "not covered": lambda p: OnBlocks(GAUSSIAN, {3: frozenset(), 8: frozenset()}),
+    "elementwise": lambda p: Elementwise(
+        GAUSSIAN, {p.key: draws((p.tensor.numel(),)).abs().add_(0.5)}
+    ),
+    "kept": lambda p: Kept(GAUSSIAN, 3, {p.key: draws(p.tensor.shape, p.tensor.dtype, seed=6)}),
+    "gathered": lambda p: Gathered(
+        GAUSSIAN, {p.key: Chosen.of(p, torch.arange(0, p.tensor.numel(), 7))}
+    ),
+    "low rank": lambda p: LowRank(3, v_seed=9),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_copy_has_the_bits_of_adding_in_place(name, dtype):
+    (param,) = Params([("w", draws(SHAPE, dtype))])
+    clean = param.tensor.clone()
+    along = DISTRIBUTIONS[name](param)
+    outs = [torch.full_like(clean, 9.0) for _ in range(2)]
+    along.write(whole(param), [out.view(-1) for out in outs], TERMS)
+    alone = torch.full_like(clean, 9.0)
+    along.write(whole(param), [alone.view(-1)], TERMS)
+    assert torch.equal(param.tensor, clean) and torch.equal(alone, outs[0])
+    for out, sign in zip(outs, (1, -1), strict=True):
+        param.tensor.copy_(clean)
+        along.add_([param], [Term(t.seed, sign * t.coefficient) for t in TERMS])
+        assert torch.equal(out, param.tensor)
+    assert torch.equal(outs[0], outs[1]) == (name == "not covered")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_rows_have_the_bits_of_the_whole(name, dtype):
+    (param,) = Params([("w", draws(SHAPE, dtype))])
+    along = DISTRIBUTIONS[name](param)
+    sides = [torch.empty_like(param.tensor) for _ in range(2)]
+    along.write(whole(param), [side.view(-1) for side in sides], TERMS)
+    columns = SHAPE[1]
+    tile = Piece(param, param.tensor[77:300].view(-1), 77 * columns)
+    outs = [torch.empty_like(tile.part) for _ in range(2)]
+    along.write(tile, outs, TERMS)
+    for out, side in zip(outs, sides, strict=True):
+        assert torch.equal(out, side[77:300].view(-1))
+    rows = torch.tensor([5, 599, 0, 5, *range(130, 300)])
+    outs = [param.tensor.new_empty(len(rows), columns) for _ in range(2)]
+    along.write_rows(param, rows, outs, TERMS)
+    for out, side in zip(outs, sides, strict=True):
+        assert torch.equal(out, side[rows])
+
+
+class Returned(nn.Module):
+    """A soft prompt: its output is a view of its weights."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1, 4), value))
+
+    def forward(self, n: int) -> Tensor:
+        return self.weight.expand(n, 4)
+
+
+class Net(nn.Module):
+    """Holds tensors around children, ties, keeps a list of its weights, and calls from afar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.first, self.second = Returned(0.5), Returned(-0.25)
+        self.walk = nn.GRU(4, 4, batch_first=True)
+        self.gain = nn.Parameter(torch.ones(4))
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids) + (self.first(len(ids)) * self.second(len(ids)))[:, None]
+        return self.head(self.walk(x)[0] * self.gain)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(1)
+    return Net()
+
+
+def objective(net) -> Closure:
+    ids = torch.arange(6).view(2, 3)
+    return Closure(
+        lambda: net(ids).float().square().mean(),
+        tiled=lambda n: net(ids.repeat(n, 1)).float().square().view(n, -1).mean(1),
+    )
+
+
+def in_place(net, point, along=GAUSSIAN) -> float:
+    params = Params.of(net)
+    clean = [t.detach().clone() for t in params.tensors]
+    along.add_(params, point)
+    with torch.no_grad():
+        seen = float(objective(net)())
+        for tensor, was in zip(params.tensors, clean, strict=True):
+            tensor.copy_(was)
+    return seen
+
+
+@pytest.mark.parametrize("perturber", [InForward(), Batched()], ids=repr)
+def test_modules_run_with_the_perturbed_weights(perturber, net):
+    points = (TERMS, *both_sides(1, 0.3))
+    wanted = [in_place(net, point) for point in points]
+    if perturber == Batched():
+        net.walk, net.first, net.second = nn.Identity(), None, None  # they can't be cut
+        net.forward = lambda ids: net.head(net.embed(ids) * 1.5)
+        net.gain.requires_grad_(False)
+        wanted = [in_place(net, point) for point in points]
+    seen = perturber.losses(Params.of(net), objective(net), Look(GAUSSIAN, points))
+    assert seen == pytest.approx(wanted, rel=1e-6)
+    assert len({round(x, 4) for x in seen}) == len(points)
+
+
+def test_biases_and_norms_are_perturbed_wherever_they_are_used(net):
+    net.forward = lambda ids: net.head(net.embed(ids)) + net.walk(torch.ones(1, 1, 4))[0].sum()
+    for unused in (net.first.weight, net.second.weight):
+        unused.requires_grad_(False)
+    loss = Closure(lambda: (net(torch.arange(3)) * net.gain[0] + net.walk.bias_ih_l0[1]).sum())
+    params = Params.of(net)
+    seen = InForward().losses(params, loss, Look(GAUSSIAN, both_sides(1, 0.3)))
+    for point, value in zip(both_sides(1, 0.3), seen, strict=True):
+        clean = [t.detach().clone() for t in params.tensors]
+        GAUSSIAN.add_(params, point)
+        assert value == pytest.approx(float(loss().detach()), rel=1e-6)
+        for tensor, was in zip(params.tensors, clean, strict=True):
+            tensor.data.copy_(was)
+
+
+def test_theta_is_not_written_while_it_is_perturbed(net):
+    memory = net.walk.weight_ih_l0.detach()  # the weights themselves, not the parameter
+    clean, seen = memory.clone(), []
+
+    def watch(*_):
+        seen.append((torch.equal(memory, clean), torch.equal(net.walk.weight_ih_l0, clean)))
+
+    net.walk.register_forward_hook(watch)  # before those that put back
+    InForward().losses(Params.of(net), objective(net), Look(GAUSSIAN, both_sides(1, 0.3)))
+    assert seen == [(True, False)] * 2
+    assert net.walk.weight_ih_l0.data_ptr() == memory.data_ptr()
+
+
+class Interrupts(type(GAUSSIAN)):
+    def write(self, piece, outs, terms):
+        super().write(piece, outs, terms)
+        if piece.param.name == "walk.weight_hh_l0":
+            raise KeyboardInterrupt
+
+
+class InterruptsAhead(type(GAUSSIAN)):
+    def add_(self, params, terms):
+        super().add_(params, terms)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("interrupted", ["ahead", "writing", "running"])
+def test_an_interrupt_leaves_every_tensor_where_it_was(net, interrupted):
+    params = Params.of(net)
+    clean = [(t.data_ptr(), t.detach().clone()) for t in params.tensors]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    if interrupted == "running":
+        net.walk.forward = stop
+    along = {"writing": Interrupts(), "ahead": InterruptsAhead()}.get(interrupted, GAUSSIAN)
+    with pytest.raises(KeyboardInterrupt):
+        InForward().losses(params, objective(net), Look(along, both_sides(1, 0.3)))
+    for tensor, (place, values) in zip(params.tensors, clean, strict=True):
+        assert tensor.data_ptr() == place and torch.equal(tensor, values)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_what_cannot_be_exchanged_is_perturbed_in_place(net):
+    net.gain = nn.Parameter(torch.randn(8)[::2])
+    net.head.weight = net.embed.weight = nn.Parameter(torch.randn(4, 7).t())
+    wanted = [in_place(net, point) for point in both_sides(1, 0.3)]
+    params = Params.of(net)
+    clean = [t.detach().clone() for t in params.tensors]
+    seen = InForward().losses(params, objective(net), Look(GAUSSIAN, both_sides(1, 0.3)))
+    assert seen == pytest.approx(wanted, rel=1e-6)
+    assert all(map(torch.equal, clean, params.tensors))
+
+
+def test_a_module_that_is_called_from_afar_finds_room(net):
+    class Caller(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.others = nn.Parameter(torch.ones(6, 6)), [net.walk]
+
+        def forward(self, x: Tensor) -> Tensor:  # runs inside, and is no child
+            return self.others[0](x)[0] + self.weight.sum()
+
+    both = nn.ModuleDict({"caller": Caller(), "net": net})
+    for tensor in (net.embed.weight, net.gain, net.first.weight, net.second.weight):
+        tensor.requires_grad_(False)
+    params, x = Params.of(both), torch.ones(1, 2, 4)
+    closure = Closure(lambda: both["caller"](x).sum())
+    seen = InForward().losses(params, closure, Look(GAUSSIAN, both_sides(1, 0.3)))
+    for loss, point in zip(seen, both_sides(1, 0.3), strict=True):
+        away = [(p.tensor, p.tensor.detach().clone()) for p in params]
+        GAUSSIAN.add_(params, point)
+        assert loss == pytest.approx(float(closure().detach()), rel=1e-6)
+        for tensor, was in away:
+            tensor.data.copy_(was)
+
+
+def test_fake_weights_take_the_room_of_real_ones(net, live_bytes):
+    def peak(module) -> int:
+        params = Params.of(module)
+        room = Elsewhere(params, GAUSSIAN)
+        with live_bytes() as counter:
+            for own in room.owners.values():
+                stand = room.stand(own, [(Term(1, 0.3),)])
+                stand.at_(0)
+                stand.back_()
+        return max(b.nbytes for b in room._buffers.values()) if counter.peak else 0
+
+    real = peak(net)
+    with FakeTensorMode():
+        fake = peak(Net())
+    assert real == fake == room_bytes(Params.of(net))
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(300, 300) for _ in range(5)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("restore,copies", [("exact", 1), ("batched", 2)])
+def test_the_room_is_taken_once_and_is_as_declared(restore, copies, live_bytes):
+    module, x = Wide(), torch.ones(1, 300)
+    params = Params.of(module)
+    tiled = Closure(lambda: module(x).sum(), tiled=lambda n: module(x.expand(n, -1)).sum(1))
+    method = methods.build("mezo", restore=restore)
+    ahead = restore == "exact"  # biases go before all modules
+    least = copies * (300 * 300 + 300) * 4 + 4 * 300 * 4 * ahead
+    with live_bytes() as counter:
+        method.step_(params, tiled, method.init(params), seed=1, lr=0.0)
+    room = room_bytes(params, copies, ahead)
+    assert least <= room < least + 6 * 256 * copies
+    assert least <= counter.peak <= room + (64 << 10)
+    assert room <= method.cost(params).scratch_bytes
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Count the elements that noise is drawn for."""
+    real, total = noise._pick, [0]
+
+    def counting(flat, kernel):
+        def write(source, outs, law, key, terms, *more):
+            total[0] += source.numel() * len(terms)
+            real(flat, kernel)(source, outs, law, key, terms, *more)
+
+        return write
+
+    monkeypatch.setattr(noise, "_pick", counting)
+    return total
+
+
+@pytest.mark.parametrize(
+    "points,passes",
+    [
+        (both_sides(1, 0.3), 1),
+        (((), *both_sides(1, 0.3)), 1),
+        ((TERMS, (), tuple(Term(t.seed, -t.coefficient) for t in TERMS)), 2),
+        (((Term(1, 0.3),), (Term(2, -0.3),)), 2),
+        (((Term(1, 0.3),), (Term(1, 0.3),)), 2),
+        ((*both_sides(1, 0.3), *both_sides(1, 0.3)), 2),
+    ],
+)
+def test_opposite_points_share_one_draw(points, passes, drawn):
+    module, x = Wide(), torch.randn(2, 300)
+    params = Params.of(module)
+    closure = Closure(
+        lambda: module(x).square().mean(),
+        tiled=lambda n: module(x.repeat(n, 1)).square().view(n, -1).mean(1),
+    )
+    seen = Batched().losses(params, closure, Look(GAUSSIAN, points))
+    assert drawn[0] == passes * params.elements
+    assert Batched().cost(params, points).noise_passes == passes
+    assert seen == pytest.approx(InForward().losses(params, closure, Look(GAUSSIAN, points)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_mask_by_thresholds_is_compared_in_the_kernel(dtype, monkeypatch):
+    (param,) = Params([("w", draws(SHAPE, dtype))])
+    clean, along = param.tensor.clone(), DISTRIBUTIONS["small"](param)
+    wanted = clean.clone()
+    noise.add_by_pieces_([Param("w", wanted, param.key)], along, TERMS)  # by torch, piece by piece
+    monkeypatch.setattr(noise, "pieces", lambda params: 1 / 0)
+    out = torch.empty_like(clean)
+    along.write(whole(param), [out.view(-1)], TERMS)
+    along.add_([param], TERMS)
+    assert torch.equal(param.tensor, wanted) and torch.equal(out, wanted)
+    small = clean.abs() <= 0.75
+    assert torch.equal(wanted[~small], clean[~small]) and not small.all()
+    assert (wanted[small] != clean[small]).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rank", [1, 2, 3, 5])
+@pytest.mark.parametrize("shape", [(1, 40), (70, 33), (40, 5001)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_low_rank_kernel_has_the_bits_of_torch(dtype, shape, rank, threads):
+    pytest.importorskip("numba")
+    source, u, v = draws(shape, dtype), draws((shape[0], rank)), draws((shape[1], rank), seed=7)
+    usual = torch.get_num_threads()
+    ends = []
+    try:
+        torch.set_num_threads(threads)
+        for kernel in (True, False):
+            outs = [torch.empty_like(source) for _ in range(2)]
+            low_rank.write(source, outs, u, v, rows=16, kernel=kernel)
+            alone = source.clone()
+            low_rank.write(alone, [alone], u, v, rows=16, kernel=kernel)
+            ends.append([*outs, alone])
+    finally:
+        torch.set_num_threads(usual)
+    assert all(map(torch.equal, *ends)) and torch.equal(ends[0][0], ends[0][2])
+    exact = source.double() + u.double() @ v.double().t()
+    torch.testing.assert_close(ends[0][0].double(), exact, rtol=8e-3, atol=1e-2)
+
+
+def test_a_low_rank_direction_is_that_of_its_pieces():
+    params = Params([("w", draws((900, 400))), ("b", draws((50,))), ("small", draws((3, 3)))])
+    law = LowRank(3, v_seed=5)
+    wanted = [t.clone() for t in params.tensors]
+    again = Params((p.name, t) for p, t in zip(params, wanted, strict=True))
+    noise.add_by_pieces_(again, law, TERMS)
+    law.add_(params, TERMS)
+    assert all(map(torch.equal, wanted, params.tensors))
+    strided = Params([("w", draws((400, 900)).t())])
+    whole = Params([("w", strided.tensors[0].contiguous())])
+    law.add_(strided, TERMS)
+    law.add_(whole, TERMS)
+    assert torch.equal(*strided.tensors, *whole.tensors)
+
+
+# large layers, by rows ---------------------------------------------------------------------------
+
+VOCABULARY = 700
+
+
+class Large(nn.Module):
+    """A large table, tied to a large head, and between them a large layer with a bias."""
+
+    def __init__(self, *, tied: bool = True, head_bias: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, 6)
+        self.wide, self.norm = nn.Linear(6, 600), nn.LayerNorm(600)
+        self.back = nn.Linear(600, 6)
+        self.head = nn.Linear(6, VOCABULARY, bias=head_bias)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.back(self.norm(self.wide(self.embed(ids))).tanh()))
+
+
+@pytest.fixture
+def by_tiles(monkeypatch):
+    """Take layers of more than 1000 numbers for large: tiles have 256 rows."""
+
+    def switch(on: bool) -> None:
+        monkeypatch.setattr(by_rows, "LARGE", 1000 if on else 1 << 22)
+
+    switch(True)
+    return switch
+
+
+def large_objective(module) -> Closure:
+    ids = torch.randint(0, VOCABULARY, (2, 3), generator=torch.Generator().manual_seed(3))
+
+    def losses(copies: int) -> Tensor:
+        x = module(ids.repeat(copies, 1)).float()
+        return x.log_softmax(-1)[..., 2].view(copies, -1).mean(1)
+
+    return Closure(lambda: losses(1)[0], tiled=losses)
+
+
+LOOKS = [
+    both_sides(1, 0.3),
+    ((), (Term(1, 0.3),), (Term(2, -0.1), Term(3, 0.2))),
+    (*both_sides(1, 0.3), (), *both_sides(2, 0.1)),
+]
+
+
+@pytest.mark.parametrize("perturber", [InForward(), Batched()], ids=repr)
+@pytest.mark.parametrize("points", LOOKS, ids=len)
+@pytest.mark.parametrize("along", ["gaussian", "small", "packed", "low rank", "rademacher"])
+@pytest.mark.parametrize("options", [{}, {"tied": False, "head_bias": True}], ids=str)
+def test_large_layers_give_the_losses_of_whole_ones(perturber, points, along, options, by_tiles):
+    torch.manual_seed(2)
+    module = Large(**options)
+    params = Params.of(module)
+    law = {
+        "small": lambda: Masked(GAUSSIAN, SmallWeights({p.key: 0.75 for p in params})),
+        "packed": lambda: Masked(GAUSSIAN, packed_mask(params)),
+    }.get(along, lambda: DISTRIBUTIONS[along](None))()
+    before = [(t.data_ptr(), t.detach().clone()) for t in params.tensors]
+    assert set(Elsewhere(params, law).layers) == {
+        module.embed,
+        module.wide,
+        module.back,
+        module.head,
+    }
+    seen = perturber.losses(params, large_objective(module), Look(law, points))
+    by_tiles(False)
+    assert not Elsewhere(params, law).layers
+    wanted = perturber.losses(params, large_objective(module), Look(law, points))
+    assert seen == pytest.approx(wanted, rel=1e-5)
+    assert len({round(x, 4) for x in seen}) == len(points)
+    for tensor, (place, values) in zip(params.tensors, before, strict=True):
+        assert tensor.data_ptr() == place and torch.equal(tensor, values)
+    assert not any("forward" in m.__dict__ for m in module.modules())
+
+
+def packed_mask(params) -> PackedMask:
+    mask = PackedMask.empty(params)
+    mask.write_(params, RandomEntries(0.3, seed=5))
+    return mask
+
+
+class Odd(nn.Module):
+    """Calls its large layer in ways that do not go by rows: a vector, and by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(6, 600)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wide(x[0]).sum() * self.wide(input=x).mean() + self.wide(x[None]).std()
+
+
+class Around(nn.Module):
+    """Holds the weight of its child as its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(6, 600)
+        self.weight = self.wide.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wide(x).square().mean() + self.weight.std()
+
+
+class Mixed(Large):
+    """In mixed precision."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(ids)
+
+
+@pytest.mark.parametrize("make", [Odd, Around, Mixed])
+def test_other_calls_of_a_large_layer_see_the_same_weights(make, by_tiles):
+    torch.manual_seed(2)
+    module, x = make(), torch.randn(4, 6)
+    given = torch.tensor([[1, 2], [3, 4]]) if make is Mixed else x
+    objective, look = Closure(lambda: module(given).float().std()), Look(GAUSSIAN, LOOKS[0])
+    if make is not Mixed:
+        objective = Closure(lambda: module(given))
+    params = Params.of(module)
+    seen = InForward().losses(params, objective, look)
+    by_tiles(False)
+    wanted = InForward().losses(params, objective, look)
+    assert seen == pytest.approx(wanted, rel=1e-2 if make is Mixed else 1e-5)
+    assert seen[0] != pytest.approx(seen[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [-1, VOCABULARY])
+def test_a_token_that_is_not_in_the_table_is_refused(wrong, by_tiles):
+    module = Large()
+    closure = Closure(lambda: module(torch.tensor([[0, wrong]])).sum())
+    with pytest.raises(IndexError, match=f"below {VOCABULARY}, got"):
+        InForward().losses(Params.of(module), closure, Look(GAUSSIAN, LOOKS[0]))
+
+
+def test_what_is_not_exactly_a_known_layer_goes_whole(by_tiles):
+    class Own(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    strided = nn.Linear(600, 6)
+    strided.weight = nn.Parameter(torch.randn(600, 6).t())
+    replaced = nn.Linear(6, 600)
+    replaced.forward = lambda x: x
+    bounded = nn.Embedding(VOCABULARY, 6, max_norm=1.0)
+    module = nn.ModuleList([Own(6, 600), strided, replaced, bounded, nn.Linear(6, 600)])
+    assert list(Elsewhere(Params.of(module), GAUSSIAN).layers) == [module[4]]
+
+
+@contextmanager
+def watched(counter):
+    """Give the list of sizes, in bytes, of what is allocated meanwhile."""
+    made, see = [], counter._see
+
+    def watching(storage):
+        before = counter.live
+        see(storage)
+        made.extend([counter.live - before] if counter.live > before else [])
+
+    counter._see = watching
+    with counter:
+        yield made
+
+
+@pytest.mark.parametrize("restore,copies", [("exact", 1), ("batched", 2)])
+def test_no_copy_of_a_large_matrix_is_made(restore, copies, by_tiles, live_bytes):
+    module, ids = Large(), torch.tensor([[1, 2]])
+    module = module.requires_grad_(False)
+    module.embed.weight.requires_grad_(True)
+    module.wide = module.norm = nn.Identity()
+    module.forward = lambda ids: module.head(module.embed(ids))
+    params = Params.of(module)
+    tiled = Closure(
+        lambda: module(ids).sum(), tiled=lambda n: module(ids.repeat(n, 1)).view(n, -1).sum(1)
+    )
+    tile = copies * 256 * 6 * 4
+    assert tile == room_bytes(params, copies) < params.bytes
+    perturber = {"exact": InForward(), "batched": Batched()}[restore]
+    with watched(live_bytes()) as made:
+        perturber.losses(params, tiled, Look(GAUSSIAN, LOOKS[0]))
+    outputs = 2 * copies * VOCABULARY * 4
+    assert tile in made and max(made) <= max(tile, outputs)
+
+
+def test_fake_large_layers_take_the_room_of_real_ones(by_tiles, live_bytes):
+    def sizes(module, ids) -> list[int]:
+        module.wide.bias.requires_grad_(False)  # the reference adds noise to a fake one
+        params, x = Params.of(module), torch.ones(2, 6)
+        room = Elsewhere(params, GAUSSIAN)
+        with watched(live_bytes()) as made, torch.inference_mode():
+            for at in (module.embed, module.wide, module.head):
+                layer = room.layers[at]
+                given = ids if at is module.embed else x
+                room.run(layer, LOOKS[0][:1], [given], layer.alone)
+        return [size for size in made if size > 1000]
+
+    real = sizes(Large(), torch.tensor([1, 2]).view(1, 2))
+    with FakeTensorMode():
+        fake = sizes(Large(), torch.tensor([1, 2]).view(1, 2))
+    assert set(real) == set(fake)
+
+
+def test_opposite_points_share_the_draw_of_a_large_head(by_tiles, drawn):
+    module, x = nn.Linear(6, 600), torch.randn(2, 6)
+    params = Params.of(module)
+    tiled = Closure(
+        lambda: module(x).square().mean(),
+        tiled=lambda n: module(x.repeat(n, 1)).square().view(n, -1).mean(1),
+    )
+    Batched().losses(params, tiled, Look(GAUSSIAN, LOOKS[0]))
+    assert drawn[0] == params.elements

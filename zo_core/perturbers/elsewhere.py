@@ -1,0 +1,259 @@
+"""Perturbed copies of weights, which modules are pointed at while they run; theta is only read.
+
+A copy is written in one pass (``Distribution.write``) to room that is taken once a look and used
+again by every module, and the tensor's ``data`` is exchanged for it. So all that holds the tensor
+sees the copy: tied modules, and those that keep lists of their weights. Nothing is written to
+theta, so nothing has to be restored but pointers. Large layers go without a copy of their whole
+matrix: see ``by_rows``.
+
+Tensors that can't be exchanged (of no module, where others may hold views of them; not contiguous;
+of a type of their own, fake ones among them) are saved to that room, and perturbed in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from zo_core.base import Distribution, Param, Params, Piece, Point
+from zo_core.perturbers.by_rows import ByRows, Room, by_rows
+
+_SMALL = 1 << 16  # elements of a bias or norm that is perturbed ahead
+_ALIGNED = 256  # bytes: of vector loads and matrix units, whatever the device
+
+
+class Elsewhere:
+    """Room for the copies of modules that run, those around them included, and who is in it."""
+
+    def __init__(
+        self, params: Params, along: Distribution, copies: int = 1, ahead: bool = False
+    ) -> None:
+        """Perturb ``params`` along a distribution; the rest is as for ``room_bytes``."""
+        self.along, self.owners = along, owners(params)
+        self.ahead = {p.key: p for p in _ahead(params)} if ahead else {}
+        layers = ((module, by_rows(module, own)) for module, own in self.owners.items())
+        self.layers = {module: layer for module, layer in layers if layer}
+        self._params = params
+        self._size = _room(params, self.owners, copies, ahead)
+        self._used = dict.fromkeys(self._size, 0)
+        self._buffers: dict[torch.device, Tensor] = {}
+        self._away: set[int] = set()  # ids of tensors that are perturbed now
+        self._seen: set[int] = set()
+        self._exchanged = False
+
+    def stand(self, own: Sequence[Param], points: Sequence[Point]) -> Stand:
+        """Make copies of those of ``own`` that are not perturbed yet, at the first of ``points``.
+
+        Args:
+            own: of a module.
+            points: one, or two of which the second is minus the first: then noise is drawn once.
+
+        """
+        mine = [p for p in own if id(p.tensor) not in self._away]
+        self._seen.update(id(p.tensor) for p in mine)
+        stand = Stand(self, points)
+        try:
+            # Tensors made in inference mode could not be written to outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                stand.add(mine, self._params.module is not None)
+        except BaseException:  # why: whatever was raised, pointers go back
+            stand.back_()
+            raise
+        return stand
+
+    def run(
+        self, layer: ByRows, points: Sequence[Point], inputs: Sequence[Tensor], room: Room
+    ) -> list[Tensor]:
+        """Return what a layer of ``layers`` makes of an input at each point; see ``ByRows.run``.
+
+        For calls with one tensor of a layer that is not perturbed yet: see ``takes``.
+        """
+        self._seen.add(id(layer.weight.tensor))
+        stand, biases = self.stand(layer.others, points), []
+        try:
+            for index in range(len(points)):
+                stand.at_(index)
+                bias = layer.layer._parameters.get("bias")
+                biases.append(None if bias is None else bias.detach().clone())
+            with torch.inference_mode(False):
+                tiles = [self.take(layer.weight.tensor, layer.tile) for _ in points]
+            return layer.run(self.along, points, inputs, tiles, biases, room)
+        finally:
+            stand.back_()
+
+    def takes(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether ``run`` can do this call of a module."""
+        layer = self.layers.get(module)
+        if layer is None or len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+            return False
+        return id(layer.weight.tensor) not in self._away
+
+    def check(self) -> None:
+        """Refuse to have left a tensor out."""
+        for param in self._params:
+            if id(param.tensor) not in self._seen:
+                raise ValueError(
+                    "restore='exact' and 'batched' perturb every module while it runs, and "
+                    f"'{param.name}' is not used in the forward pass of its module. Freeze it, "
+                    "or use restore='arithmetic'."
+                )
+
+    def apart(self, output: Any) -> Any:
+        """Return ``output`` with copies of what lies in the room, which is used again.
+
+        So it is where a module returns its weights themselves, or a view (a soft prompt).
+        """
+        if not self._exchanged:
+            return output
+        rooms = {room.untyped_storage().data_ptr() for room in self._buffers.values()}
+
+        def lies_within(leaf: Any) -> bool:
+            strided = isinstance(leaf, Tensor) and leaf.layout == torch.strided
+            return strided and leaf.untyped_storage().data_ptr() in rooms
+
+        if not any(map(lies_within, tree_leaves(output))):
+            return output
+        return tree_map(lambda leaf: leaf.clone() if lies_within(leaf) else leaf, output)
+
+    def take(self, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """Return room for a tensor (of ``shape``), contiguous, until a stand made before ends."""
+        shape = like.shape if shape is None else shape
+        size = math.prod(shape) * like.itemsize
+        device, count = like.device, _padded(size)
+        if device not in self._buffers:
+            self._buffers[device] = like.new_empty(self._size[device], dtype=torch.uint8)
+        room, first = self._buffers[device], self._used[device]
+        if first + count > self._size[device]:  # modules run inside others that do not hold them
+            return like.new_empty(shape)
+        self._used[device] += count
+        return room[first : first + size].view(like.dtype).view(shape)
+
+
+class Stand:
+    """Copies of some tensors at one point or two, and the way between them and theta."""
+
+    def __init__(self, room: Elsewhere, points: Sequence[Point]) -> None:
+        """Hold none yet."""
+        self._room, self._points = room, points
+        self._used = dict(room._used)
+        self._copied: list[tuple[Tensor, Tensor, list[Tensor]]] = []  # as it was, and its copies
+        self._saved: list[tuple[Param, Tensor]] = []
+
+    def add(self, params: Sequence[Param], in_module: bool) -> None:
+        """Make the copies of some tensors."""
+        room, many = self._room, []
+        for param in params:
+            tensor = param.tensor
+            room._away.add(id(tensor))
+            clean = tensor.detach()
+            outs = [room.take(clean) for _ in self._points]
+            if not in_module or not _exchangeable(tensor):
+                self._saved.append((param, outs[0].copy_(clean)))
+                continue
+            room._exchanged = True
+            self._copied.append((tensor, clean, outs))
+            if param.key in room.ahead:
+                many.append(Param(param.name, outs[0], param.key))
+            else:
+                flat = [out.view(-1) for out in outs]
+                room.along.write(Piece(param, clean.view(-1), 0), flat, self._points[0])
+        if many:  # one call for all
+            torch._foreach_copy_([p.tensor for p in many], [c for _, c, _ in self._copied])
+            room.along.add_(many, self._points[0])
+
+    def at_(self, index: int) -> None:
+        """Stand at a point."""
+        for tensor, _, outs in self._copied:
+            tensor.data = outs[index]
+        if self._saved:
+            if index:
+                self._put_back_()
+            self._room.along.add_([p for p, _ in self._saved], self._points[index])
+
+    def back_(self) -> None:
+        """Stand at theta, bit for bit, and free the room."""
+        for tensor, clean, _ in self._copied:
+            tensor.data = clean
+        self._put_back_()
+        gone = [t for t, _, _ in self._copied] + [p.tensor for p, _ in self._saved]
+        self._room._away.difference_update(map(id, gone))
+        self._room._used = self._used
+        self._copied, self._saved = [], []
+
+    def _put_back_(self) -> None:
+        if self._saved:
+            with torch.inference_mode(False), torch.no_grad():
+                for param, saved in self._saved:
+                    param.tensor.detach().copy_(saved)
+
+
+def owners(params: Params) -> dict[nn.Module, tuple[Param, ...]]:
+    """Return the modules that hold trained tensors directly, and which (tied ones: each time)."""
+    if params.module is None:
+        return {}
+    by_tensor = {id(p.tensor): p for p in params}
+    found: dict[nn.Module, tuple[Param, ...]] = {}
+    for module in params.module.modules():
+        own = [by_tensor[id(t)] for t in module._parameters.values() if id(t) in by_tensor]
+        if own:
+            found[module] = tuple(own)
+    return found
+
+
+def room_bytes(params: Params, copies: int = 1, ahead: bool = False) -> int:
+    """Return the room that is taken: for the weights of a module and of those around it.
+
+    ``copies`` are made at a time of a module with trained tensors that is in no other such one;
+    within it a copy each. Tensors of no module are all copied, once. With ``ahead`` biases and
+    norms are perturbed before the first module runs, all at once: they are many, and small.
+    """
+    return sum(_room(params, owners(params), copies, ahead).values())
+
+
+def _ahead(params: Params) -> list[Param]:
+    few = (p for p in params if p.tensor.dim() <= 1 and p.tensor.numel() <= _SMALL)
+    return list(few) if params.module is not None else []
+
+
+def _room(
+    params: Params, own: dict[nn.Module, tuple[Param, ...]], copies: int, ahead: bool
+) -> dict[torch.device, int]:
+    small = _ahead(params) if ahead else []
+    keys = {p.key for p in small}
+    own = {module: tuple(p for p in some if p.key not in keys) for module, some in own.items()}
+    devices = {p.tensor.device for p in params}
+
+    def bytes_of(tensors: Sequence[Param], device: torch.device) -> int:
+        return sum(_padded(p.tensor.nbytes) for p in tensors if p.tensor.device == device)
+
+    def of(module: nn.Module, device: torch.device) -> int:
+        mine = own.get(module, ())
+        layer = by_rows(module, mine)
+        if layer is None or layer.weight.tensor.device != device:
+            return bytes_of(mine, device)
+        tile = math.prod(layer.tile) * layer.weight.tensor.itemsize
+        return _padded(tile) + bytes_of(layer.others, device)
+
+    def deepest(module: nn.Module, device: torch.device, copies: int) -> int:
+        inside = 1 if own.get(module) else copies
+        below = (deepest(child, device, inside) for child in module.children())
+        return copies * of(module, device) + max(below, default=0)
+
+    if params.module is None:
+        return {device: bytes_of(params, device) for device in devices}
+    module = params.module
+    return {d: bytes_of(small, d) + deepest(module, d, copies) for d in devices}
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
+def _exchangeable(tensor: Tensor) -> bool:
+    plain = type(tensor) in (Tensor, nn.Parameter)
+    return plain and not tensor.is_meta and tensor.is_contiguous()
