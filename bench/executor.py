@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bench import failures, store
 from bench.cell import EVENTS, LOG, Cell, Outcome, finish, log_tail, read_events, write_cell
+from bench.preload import heap_counter
 from bench.records import RECORD, Failure, RunRecord, RunSpec, Status, UserError, read_record
 
 Progress = Callable[[Cell, str, int], None]
@@ -30,13 +31,16 @@ def environment_of(spec: RunSpec) -> dict[str, str]:
     """Return the environment variables of a run's process.
 
     A memory run gives large blocks back to the system as soon as they are freed, so that the
-    resident set is what is alive; a time run keeps the allocator's own habits.
+    resident set is what is alive, and on the CPU its heap is counted; a time run keeps the
+    allocator's own habits.
     """
     variables = _child_environment()
     variables.setdefault("TOKENIZERS_PARALLELISM", "false")
     if spec.measure == "memory":
         variables["MALLOC_ARENA_MAX"] = "1"
         variables["MALLOC_MMAP_THRESHOLD_"] = variables["MALLOC_TRIM_THRESHOLD_"] = str(1 << 16)
+        if spec.device == "cpu":
+            variables = heap_counter.preloaded(variables)
     return variables
 
 

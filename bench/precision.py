@@ -76,7 +76,8 @@ class Precision:
             found.append(("update_rms", wanted, "exact"))
         if self._wanted_squares:
             found.append(("update_surviving_share", self._along / self._wanted_squares, "exact"))
-        return [_measurement(*one) for one in found]
+        # Of a step that diverged they may be infinite; the loss will say so.
+        return [_measurement(*one) for one in found if math.isfinite(one[1])]
 
     def _sample(self) -> dict[int, Tensor]:
         return {p.key: _first(p).clone() for p in self._params}

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bench import environment
+from bench import environment, threads
 from bench.built import Built, build
 from bench.cell import TRAJECTORY, read_cell, read_events
 from bench.models.quiet import quiet
@@ -63,7 +63,7 @@ def replay(folder: Path, *, retrace: bool = True, device: str | None = None) -> 
     then = [e for e in read_events(folder) if e["event"] == "environment"]
     spec = spec.model_copy(update={"device": device or spec.device})
     environment.check_device(spec.device)
-    torch.set_num_threads(then[-1]["threads"] if then else environment.usable_cores())
+    torch.set_num_threads(then[-1]["threads"] if then else threads.count(None))
     now = environment.read(spec.device).model_dump(mode="json")
     built = build(spec)
     try:

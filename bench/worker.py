@@ -30,6 +30,7 @@ from bench import (
     models,
     resume,
     tasks,
+    threads,
     trackers,
     tuning,
 )
@@ -290,7 +291,7 @@ class Run:
 
 
 def _use_threads(spec: RunSpec) -> None:
-    torch.set_num_threads(spec.threads or environment.usable_cores())
+    torch.set_num_threads(threads.count(spec.threads))
     torch.ones(1 << 17).sum()  # start the pool, so that its stacks belong to the baseline
 
 

@@ -57,10 +57,10 @@ class Settings:
     Args:
         restore: "arithmetic" undoes a perturbation by adding its opposite (the textbook form;
             drifts by a rounding or two), the last time together with the update, in one pass and
-            one rounding, where the update is a plain sum of directions; "exact" saves what it
-            perturbs, module by module, and draws a direction again for each forward pass of a
-            query (micro-batches, anchor sets, tied weights); "batched" is exact, and evaluates
-            all points of a look in one pass.
+            one rounding, where the update is a plain sum of directions; "exact" runs
+            each module with perturbed copies of its weights, and draws a direction again for each
+            forward pass of a query (micro-batches, anchor sets, tied weights); "batched" is
+            exact, and evaluates all points of a look in one pass.
         rounding: of updates to 16-bit weights: "nearest", or "stochastic".
         weight_decay: decoupled; theta loses lr * weight_decay of itself a step, with lr as scaled
             in that step (by SVRG's anchor steps and annealing, and by scale_lr of n-SPSA).

@@ -116,7 +116,8 @@ class RunSpec(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of directions, random weights and the order of examples; not of the held-back set."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads for arithmetic; all the cores that the process may use where absent."""
+    """CPU threads for arithmetic. Where absent ``OMP_NUM_THREADS``, or else the physical cores
+    that the process may use, within the quota of its control group."""
     measure: Measure = "time"
     """``memory`` resets peaks and trims the heap at phase borders, so its times mean nothing;
     ``time`` leaves the run alone. One run never claims both."""

@@ -479,10 +479,10 @@ def test_conservative_stays_at_the_same_bits_where_restore_is_exact(dtype, probl
 
 def test_conservative_steps_that_stayed_are_retraced_to_the_same_bits(problem, tmp_path):
     live, again = problem(torch.bfloat16), problem(torch.bfloat16)
-    options, lr = {"eps": 0.05}, 0.03
+    options, lr = {"eps": 0.05}, 0.1
     method, path = methods.build("zo_conservative", **options), tmp_path / "trajectory.bin"
     with TrajectoryWriter(path, Trajectory("zo_conservative", options, lr, 0)) as log:
-        told = list(steps(method, live, 10, lr))
+        told = list(steps(method, live, 20, lr))
         for info in told:
             log.append(info)
     stayed = [info.estimate.terms[0].coefficient == 0.0 for info in told]

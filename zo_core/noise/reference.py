@@ -100,8 +100,9 @@ def chunk_of(device: torch.device) -> int:
 
 
 def scratch_bytes(count: int, device: torch.device) -> int:
-    """Bound what ``write`` allocates for ``count`` elements: 52 bytes for each of a sweep."""
-    return 52 * (min(count, chunk_of(device)) + WORDS * _BITS)
+    """Bound what ``write`` allocates for ``count`` elements: by those of a sweep, whole blocks."""
+    sweep = min(count, chunk_of(device))
+    return max(52 * (sweep + 4 * WORDS), 28 * (sweep + 2 * WORDS * _BITS))
 
 
 def sample(
