@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor  # torch's only name for it
 
 Phase = Literal["anchor", "perturb", "forward", "backward", "update"]
 """What the engine can say it is doing. See :data:`Span`."""
@@ -60,6 +61,11 @@ def derive_seed(seed: int, *path: int | str) -> int:
     """
     text = "/".join(str(part) for part in (seed, *path))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has no values: a tracer of memory passes through."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 @dataclass(frozen=True, eq=False)

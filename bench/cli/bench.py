@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import environment
 from bench.records.step_speed import (
     STEP_SPEED,
     TEXTBOOK,
@@ -22,6 +21,7 @@ from bench.records.step_speed import (
     StepSpeed,
     StepTimes,
 )
+from bench.threads import count
 
 app = typer.Typer(help="Measure the engine itself.", no_args_is_help=True)
 
@@ -51,7 +51,7 @@ def step(
         int, typer.Option(min=0, help="Of these, how many take the slow textbook step too.")
     ] = 3,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; all usable cores if left out.")
+        int | None, typer.Option(min=1, help="CPU threads; as many as a run takes if left out.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     task: Annotated[str, typer.Option(help="Where minibatch and loss come from.")] = (
@@ -87,7 +87,7 @@ def step(
         method,
         rounds=rounds,
         textbook_rounds=min(textbook_rounds, rounds),
-        threads=threads or environment.usable_cores(),
+        threads=count(threads),
         device=device,
         task=task,
         anchor_batches=anchor_batches,

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor  # torch's only name for it
 
 from zo_core import noise
 from zo_core.base import (
@@ -29,6 +28,7 @@ from zo_core.base import (
     Term,
     derive_seed,
     float32,
+    is_fake,
 )
 from zo_core.blocks import Block, blocks
 from zo_core.estimators.layerwise import cost_of_each_block, each_block, slopes
@@ -127,7 +127,7 @@ def _by_tensor(held: Sequence[Block], values: Sequence[float]) -> Mapping[int, f
 
 
 def _root_mean_square(block: Block) -> float:
-    if any(isinstance(p.tensor, FakeTensor) or p.tensor.is_meta for p in block.params):
+    if any(is_fake(p.tensor) for p in block.params):
         return 1.0  # a tracer of memory has no values
     total = 0.0
     for param in block.params:

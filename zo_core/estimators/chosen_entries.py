@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zo_core import noise
-from zo_core.base import Cost, Distribution, Param, Params, Piece, State
+from zo_core.base import Cost, Distribution, Param, Params, Piece, State, is_fake
 from zo_core.estimators.restricted import Support
 from zo_core.register import pick
 from zo_core.structured import magnitude
@@ -57,7 +57,7 @@ class ChosenEntries(Support):
     def _places(self, param: Param) -> Tensor:
         count = self._count(param)
         out = torch.empty(count, dtype=_index_dtype(param), device=param.tensor.device)
-        if magnitude.is_fake(param.tensor):
+        if is_fake(param.tensor):
             return out
         at = 0
         for chosen, first in self._chosen(param, count):

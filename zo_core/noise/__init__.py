@@ -12,9 +12,8 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor  # torch's only name for it
 
-from zo_core.base import Distribution, Param, Piece, Term
+from zo_core.base import Distribution, Param, Piece, Term, is_fake
 from zo_core.noise import cpu, gpu, reference
 
 Kernel = Literal["auto", "torch", "numba", "triton"]
@@ -267,7 +266,7 @@ def _pick(flat: Tensor, kernel: Kernel) -> _Kernel:
 
 def _pieces(tensor: Tensor, first: int) -> Iterator[tuple[Tensor, int]]:
     """Cut ``tensor``, whose first element has place ``first``, into views to work on in turn."""
-    if tensor.is_meta or isinstance(tensor, FakeTensor):
+    if is_fake(tensor):
         part, _ = next(_views(tensor, first))
         longest = max(reference.chunk_of(tensor.device), piece_of(tensor.device))
         yield (part.view(-1)[:longest] if part.is_contiguous() else part), first

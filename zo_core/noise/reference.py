@@ -21,9 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor  # torch's only name for it
 
-from zo_core.base import Term
+from zo_core.base import Term, is_fake
 from zo_core.noise.quantile import BODY, TAIL, TAIL_BITS, TAIL_ROW
 from zo_core.noise.stream import LANES, STEPS, WORDS, tail_words, words
 
@@ -36,7 +35,7 @@ _BITS = 32
 
 
 def _row(v: Tensor) -> Tensor:
-    """Return the two lowest exponent bits' worth of an index: exponent and first fraction bit."""
+    """Return the exponent of float32 ``v`` and the first bit of its fraction, as one integer."""
     return v.view(torch.int32) >> 22
 
 
@@ -66,7 +65,7 @@ def _gaussian(seed: int, key: int, first: int, blocks: int, device: torch.device
     w = words(seed, key, first, blocks, device)
     halves = torch.stack([w & 0xFFFF, w >> 16], dim=2).view(-1)
     z = _body(halves)
-    if z.is_meta or isinstance(z, FakeTensor):
+    if is_fake(z):
         return z
     outermost = ((halves & 0x7FFF) == 0).nonzero()[:, 0]
     for i in torch.split(outermost, WORDS):

@@ -31,7 +31,7 @@ _BITS = 32
 UNITS = {"gaussian": 2 * STEPS * LANES, "uniform": STEPS * LANES, "rademacher": _BITS * LANES}
 """Elements that one call makes: of all steps of a block; of one step for rademacher."""
 
-_BYTE, _WORD, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_WORD, _LONG = ir.IntType(32), ir.IntType(64)
 _INTS = ir.VectorType(_WORD, WIDTH)
 _FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 _SHORTS = ir.VectorType(ir.IntType(16), WIDTH)

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor  # torch's only name for it
 from torch.nn import functional
 
-from zo_core.base import Distribution, Param, Piece, Point
+from zo_core.base import Distribution, Param, Piece, Point, is_fake
 
 LARGE = 1 << 22
 """Elements of a tile on the CPU, and of a matrix above which there are tiles: L3 holds them."""
@@ -118,11 +117,6 @@ def by_rows(module: nn.Module, own: Sequence[Param]) -> ByRows | None:
         if module.max_norm is not None or weight.tensor.device.type != "cpu":
             return None
     return ByRows(module, weight, tuple(p for p in own if p is not weight))
-
-
-def is_fake(tensor: Tensor) -> bool:
-    """Whether a tensor has no values: a tracer of memory passes through."""
-    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def _known(tensor: Tensor) -> bool:

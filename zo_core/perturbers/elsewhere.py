@@ -158,13 +158,14 @@ class Stand:
             room._exchanged = True
             self._copied.append((tensor, clean, outs))
             if param.key in room.ahead:
-                many.append(Param(param.name, outs[0], param.key))
+                many.append((Param(param.name, outs[0], param.key), clean))
             else:
                 flat = [out.view(-1) for out in outs]
                 room.along.write(Piece(param, clean.view(-1), 0), flat, self._points[0])
         if many:  # one call for all
-            torch._foreach_copy_([p.tensor for p in many], [c for _, c, _ in self._copied])
-            room.along.add_(many, self._points[0])
+            copies = [copy for copy, _ in many]
+            torch._foreach_copy_([c.tensor for c in copies], [clean for _, clean in many])
+            room.along.add_(copies, self._points[0])
 
     def at_(self, index: int) -> None:
         """Stand at a point."""

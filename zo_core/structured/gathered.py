@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from zo_core import noise
-from zo_core.base import Distribution, Param, Piece, Term
-from zo_core.structured.magnitude import is_fake
+from zo_core.base import Distribution, Param, Piece, Term, is_fake
 
 
 @dataclass(frozen=True, eq=False)

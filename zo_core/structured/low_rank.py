@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from zo_core import noise
-from zo_core.base import Distribution, Param, Piece, Term, derive_seed
+from zo_core.base import Distribution, Param, Piece, Term, derive_seed, is_fake
 from zo_core.noise import low_rank
 from zo_core.noise import rows as noise_rows
 from zo_core.structured import by_pieces
-from zo_core.structured.magnitude import is_fake
 
 
 @dataclass(frozen=True)

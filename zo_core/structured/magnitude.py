@@ -12,10 +12,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor  # torch's only name for it
 
 from zo_core import noise
-from zo_core.base import Param, Params
+from zo_core.base import Param, Params, is_fake
 
 _INTEGERS = {
     torch.float16: torch.int16,
@@ -63,11 +62,6 @@ def kth_magnitude(param: Param, k: int) -> float:
 def scratch_bytes(params: Params) -> int:
     """Bound what ``kth_magnitude`` allocates: a few pieces, and three histograms."""
     return noise.piece_bytes(params, 5) + 3 * 8 * (_BINS + 1)
-
-
-def is_fake(tensor: Tensor) -> bool:
-    """Whether a tensor has no values: a tracer of memory passes through."""
-    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def _histogram(param: Param, integers: torch.dtype, prefix: int, shift: int) -> Tensor:
