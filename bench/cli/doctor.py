@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Literal
 
 import pynvml
@@ -58,10 +59,8 @@ def examine(device: str) -> Iterator[Finding]:
     )
     yield Finding(what="memory", state="ok", detail=f"{read.memory_total_bytes / 2**30:.1f} GiB")
     yield _accelerator()
-    working, reasons = trackers.available(device)
-    for name, module in trackers.modules().items():
-        state: State = "exact" if name in working else "unavailable"
-        yield Finding(what=module.TITLE, state=state, detail=reasons.get(name, f"on {device}"))
+    for module in trackers.modules().values():
+        yield _tracker(module, device)
     yield _nvml()
     yield Finding(what="seconds", state="exact", detail="monotonic clock of the process")
     yield Finding(what="energy", state="unavailable", detail="no meter is built in yet")
@@ -74,6 +73,17 @@ def examine(device: str) -> Iterator[Finding]:
     yield _hub()
     free = shutil.disk_usage(Path.cwd()).free
     yield Finding(what="disk", state="ok", detail=f"{free / 2**30:.1f} GiB free here")
+
+
+def _tracker(module: ModuleType, device: str) -> Finding:
+    """Ask a tracker whether it works here, or in the processes that it is meant for."""
+    try:
+        if hasattr(module, "elsewhere"):
+            return Finding(what=module.TITLE, state="exact", detail=module.elsewhere(device))
+        module.tracker(device)
+    except trackers.Unavailable as error:
+        return Finding(what=module.TITLE, state="unavailable", detail=str(error))
+    return Finding(what=module.TITLE, state="exact", detail=f"on {device}")
 
 
 def _accelerator() -> Finding:

@@ -2,7 +2,8 @@
 
 A file has ``TITLE``, ``METRICS`` (name -> definition; those that more than one part of zometer
 uses stand in ``bench.records.METRICS``), and ``tracker(device) -> Tracker``, which
-raises :class:`Unavailable` with the reason where this machine or device has no such thing.
+raises :class:`Unavailable` with the reason where this machine or device has no such thing. One
+that works only in processes started for it has ``elsewhere(device) -> str`` too, which says so.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from bench.preload import heap_counter
 from bench.preload.heap_counter import NOT_COUNTED
 from bench.records import Metric
 from bench.trackers import Reading, Tracker, Unavailable
@@ -99,6 +100,19 @@ class HostTensors:
         """Return what is live now; peaks count from here."""
         self._base = self._live()
         return [Reading("host_allocated_baseline_bytes", self._base, "exact", self._source)]
+
+
+def elsewhere(device: str) -> str:
+    """Say which other processes it can measure in; this one may not have been started for it.
+
+    Raises:
+        Unavailable: none.
+
+    """
+    if device != "cpu":
+        raise Unavailable(f"memory runs on {device} are not started with the counter")
+    heap_counter.library()
+    return "in memory runs on the CPU, which are started with its counter"
 
 
 def tracker(device: str) -> Tracker:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench import executor
+from bench.cli import doctor
 from bench.preload import heap_counter
 from bench.trackers import Unavailable, host_tensors
 
@@ -132,3 +133,17 @@ def test_a_memory_run_records_exact_heap_bytes_in_every_phase(tiny_cell, tmp_pat
     assert weights < value["load"] and 2 * weights < value["backward"] < value["run"] + 1
     assert record.value("host_allocated_baseline_bytes", "run") > 2**20
     assert record.environment is not None and "LD_PRELOAD" not in record.environment.variables
+
+
+def test_the_doctor_says_that_memory_runs_have_it_or_what_to_install(monkeypatch):
+    def found(device: str) -> tuple[str, str]:
+        said = {f.what: f for f in doctor.examine(device)}[host_tensors.TITLE]
+        return said.state, said.detail
+
+    assert found("cpu") == ("exact", host_tensors.elsewhere("cpu"))
+
+    def missing() -> Path:
+        raise Unavailable("no compiler; install gcc")
+
+    monkeypatch.setattr(heap_counter, "library", missing)
+    assert found("cpu") == ("unavailable", "no compiler; install gcc")
