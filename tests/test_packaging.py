@@ -45,6 +45,7 @@ def test_the_data_files_of_the_wheel_are_the_suites():
 _WATCH = """
 import importlib, logging, os, pkgutil, random, sys
 import rich.style  # draws from `random` when it is imported; that is rich's doing, not ours
+import peft  # where triton is, torch names a cache in the environment: peft's and torch's doing
 def look():
     import torch
     return (dict(os.environ), torch.get_rng_state().tolist(), torch.get_num_threads(),
