@@ -443,6 +443,17 @@ def hangs_on_the_seed_alone(run, threads=(1, 2, 2)):
     assert all(torch.equal(end, ends[0]) for end in ends[1:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name,options", REPLAYABLE)
+def test_every_kernel_goes_the_same_way(name, options, dtype, problem, monkeypatch):
+    # To the bit: so whatever holds of one kernel, here and in every law, holds of the others.
+    kept = train(problem(dtype), name, **options)
+    asked = []
+    monkeypatch.setattr(noise.cpu, "available", lambda: asked.append(1) or "switched off")
+    assert torch.equal(train(problem(dtype), name, **options), kept)
+    assert asked
+
+
 class Large:
     """More elements than a piece holds, and a loss that no number of threads changes."""
 
