@@ -15,6 +15,7 @@ from zo_core.estimators.two_point import both_sides
 from zo_core.noise import low_rank
 from zo_core.perturbers import by_rows
 from zo_core.perturbers.batched import Batched
+from zo_core.perturbers.by_rows import Looks
 from zo_core.perturbers.elsewhere import Elsewhere, room_bytes
 from zo_core.perturbers.in_forward import InForward
 from zo_core.structured.block import OnBlocks
@@ -600,9 +601,10 @@ def test_fake_large_layers_take_the_room_of_real_ones(by_tiles, live_bytes):
         room = Elsewhere(params, GAUSSIAN)
         with watched(live_bytes()) as made, torch.inference_mode():
             for at in (module.embed, module.wide, module.head):
-                layer = room.layers[at]
-                given = ids if at is module.embed else x
-                room.run(layer, LOOKS[0][:1], [given], layer.alone)
+                stand = room.lend(room.layers[at], Looks.at(LOOKS[0][0]))
+                stand.at_(0)
+                at(ids if at is module.embed else x)
+                stand.back_()
         return [size for size in made if size > 1000]
 
     real = sizes(Large(), torch.tensor([1, 2]).view(1, 2))
@@ -620,3 +622,151 @@ def test_opposite_points_share_the_draw_of_a_large_head(by_tiles, drawn):
     )
     Batched().losses(params, tiled, Look(GAUSSIAN, LOOKS[0]))
     assert drawn[0] == params.elements
+
+
+# what others compute of a large layer's weight ---------------------------------------------------
+
+
+class Asked(Large):
+    """Its head is asked for something else while the model runs, as the harness does."""
+
+    def __init__(self, ask, **options) -> None:
+        super().__init__(**options)
+        self.ask = ask
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if "forward" in self.head.__dict__:  # somebody else's already: left to them
+            return self.ask_of_logits(super().forward(ids))
+        self.head.__dict__["forward"] = lambda hidden: self.ask(self.head, hidden)
+        try:
+            return super().forward(ids)
+        finally:
+            del self.head.__dict__["forward"]
+
+
+def sums_by_slices(head, hidden):
+    """Sum exponentials over the vocabulary, 300 words at a time: more than a tile, and less."""
+    total = 0.0
+    for low in range(0, len(head.weight), 300):
+        some = head.weight[low : low + 300].to(hidden.dtype)
+        bias = None if head.bias is None else head.bias[low : low + 300]
+        total = total + nn.functional.linear(hidden, some, bias).exp().sum(-1)
+    return total.log()
+
+
+LABELS = torch.tensor([7, 3, 650])
+
+
+def label_words(head, hidden):
+    bias = None if head.bias is None else head.bias[LABELS]
+    return nn.functional.linear(hidden, head.weight[LABELS], bias).float().std(-1)
+
+
+ASKED = {
+    "slices": (sums_by_slices, lambda logits: logits.logsumexp(-1)),
+    "rows": (label_words, lambda logits: logits[..., LABELS].std(-1)),
+}
+
+
+@pytest.mark.parametrize("perturber", [InForward(), Batched()], ids=repr)
+@pytest.mark.parametrize("points", LOOKS, ids=len)
+@pytest.mark.parametrize("what", ASKED)
+@pytest.mark.parametrize("options", [{}, {"tied": False, "head_bias": True}], ids=str)
+def test_what_is_asked_of_a_large_head_is_that_of_its_logits(
+    perturber, points, what, options, by_tiles
+):
+    ask, of_logits = ASKED[what]
+    torch.manual_seed(2)
+    module, calls = Asked(lambda *given: calls.append(1) or ask(*given), **options), []
+    module.ask_of_logits = of_logits
+    ids = torch.randint(0, VOCABULARY, (2, 3), generator=torch.Generator().manual_seed(3))
+
+    def losses(copies: int) -> Tensor:
+        return module(ids.repeat(copies, 1)).view(copies, -1).mean(1)
+
+    objective, look = Closure(lambda: losses(1)[0], tiled=losses), Look(GAUSSIAN, points)
+    seen = perturber.losses(Params.of(module), objective, look)
+    # One bias for all points would be that of theta, so such a head is not asked.
+    assert bool(calls) == (perturber == InForward() or not options)
+    by_tiles(False)
+    module.head.__dict__["forward"] = module.head.forward
+    wanted = InForward().losses(Params.of(module), objective, look)
+    assert seen == pytest.approx(wanted, rel=1e-5)
+    assert len({round(x, 4) for x in seen}) == len(points)
+
+
+class Counted(type(GAUSSIAN)):
+    """Lists what is written of the head."""
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "seen", [])
+
+    def write(self, piece, outs, terms):
+        self.seen.extend(["all"] * (piece.param.name == "head.weight"))
+        super().write(piece, outs, terms)
+
+    def write_rows(self, param, rows, outs, terms):
+        self.seen.extend([rows.tolist()] * (param.name == "head.weight"))
+        super().write_rows(param, rows, outs, terms)
+
+
+@pytest.mark.parametrize("perturber", [InForward(), Batched()], ids=repr)
+def test_noise_is_drawn_for_the_rows_that_are_asked_for_alone(perturber, by_tiles):
+    module, law = Asked(label_words, tied=False), Counted()
+    ids = torch.tensor([[1, 2]])
+    closure = Closure(
+        lambda: module(ids).mean(), tiled=lambda n: module(ids.repeat(n, 1)).view(n, -1).mean(1)
+    )
+    perturber.losses(Params.of(module), closure, Look(law, LOOKS[0]))
+    assert law.seen == [LABELS.tolist()] * (2 if perturber == InForward() else 1)
+
+
+OTHER_USES = {
+    "function": lambda head, x: torch.matmul(x, head.weight.t()),
+    "method": lambda head, x: x @ head.weight.float().t(),
+    "index": lambda head, x: x @ head.weight[:, :6].t() + head.weight[5, 2],
+    "mask": lambda head, x: x @ head.weight[torch.arange(VOCABULARY) < 9].t(),
+    "product": lambda head, x: nn.functional.linear(x, torch.mul(head.weight, 2.0)),
+}
+
+
+@pytest.mark.parametrize("use", OTHER_USES)
+def test_another_use_of_a_large_weight_sees_it_whole_or_is_refused_at_two_points(use, by_tiles):
+    torch.manual_seed(2)
+    module, ids = Asked(OTHER_USES[use]), torch.tensor([[1, 2]])
+    closure = Closure(
+        lambda: module(ids).std(), tiled=lambda n: module(ids.repeat(n, 1)).view(n, -1).std(1)
+    )
+    params, look = Params.of(module), Look(GAUSSIAN, LOOKS[0])
+    seen = InForward().losses(params, closure, look)
+    with pytest.raises(ValueError, match="Use restore='exact'"):
+        Batched().losses(params, closure, look)
+    assert "weight" not in module.head.__dict__
+    by_tiles(False)
+    assert seen == pytest.approx(InForward().losses(params, closure, look), rel=1e-5)
+    assert seen[0] != pytest.approx(seen[1], rel=1e-4)
+
+
+def test_a_word_that_is_asked_for_and_is_not_there_is_refused(by_tiles):
+    module = Asked(lambda head, x: nn.functional.linear(x, head.weight[torch.tensor([1, 9999])]))
+    closure = Closure(lambda: module(torch.tensor([[1, 2]])).std())
+    with pytest.raises(IndexError, match=f"below {VOCABULARY}, got 1 to 9999"):
+        InForward().losses(Params.of(module), closure, Look(GAUSSIAN, LOOKS[0]))
+    assert "weight" not in module.head.__dict__
+
+
+@pytest.mark.parametrize("perturber", [InForward(), Batched()], ids=repr)
+def test_an_interrupt_inside_a_large_layer_leaves_it_its_weight(perturber, by_tiles):
+    def stop(head, _):
+        lent.append("weight" in head.__dict__)
+        raise KeyboardInterrupt
+
+    module, ids, lent = Asked(stop), torch.tensor([[1, 2]]), []
+    params = Params.of(module)
+    before = [(t.data_ptr(), t.detach().clone()) for t in params.tensors]
+    closure = Closure(lambda: module(ids).std(), tiled=lambda n: module(ids.repeat(n, 1)).std(1))
+    with pytest.raises(KeyboardInterrupt):
+        perturber.losses(params, closure, Look(GAUSSIAN, LOOKS[0]))
+    assert lent == [True] and not any("weight" in m.__dict__ for m in module.modules())
+    for tensor, (place, values) in zip(params.tensors, before, strict=True):
+        assert tensor.data_ptr() == place and torch.equal(tensor, values)

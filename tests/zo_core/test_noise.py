@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from zo_core import Params, noise
 from zo_core.base import Param, Term
 from zo_core.directions.gaussian import Gaussian
-from zo_core.noise import cpu, philox, reference, stream
+from zo_core.noise import cpu, philox, reference, stream, team
 
 ROOT = Path(__file__).parents[2]
 KEY = 0xFEDC_BA98_7654_3210
@@ -425,6 +427,85 @@ def test_the_number_of_threads_does_not_matter(name):
         torch.set_num_threads(before)
     assert torch.equal(outs[0], outs[1])
     assert torch.equal(outs[0], outs[2])
+
+
+@needs_numba
+@pytest.mark.parametrize("threshold", [None, 0.75], ids=str)
+@pytest.mark.parametrize("sides", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_threads_of_torch_and_others_give_the_same_bits(dtype, sides, threshold, monkeypatch):
+    ends, counts = [], (700_001, 5, 0, 1_000_003)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for own in (True, False):
+            monkeypatch.setattr(team, "available", lambda own=own: own and team._parallel())
+            outs = [[weights(n, dtype) for _ in range(sides)] for n in counts]
+            flats = [
+                cpu.Flat(weights(n, dtype), some, KEY + i, 77 * i, threshold)
+                for i, (n, some) in enumerate(zip(counts, outs, strict=True))
+            ]
+            cpu.add_(flats, "gaussian", TERMS["three"])
+            ends.append([bits(side) for some in outs for side in some])
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *ends))
+    for flat, some in zip(flats, outs, strict=True):
+        wanted = [torch.empty_like(side) for side in some]
+        terms = TERMS["three"]
+        source, key, first = flat.source, flat.key, flat.first
+        reference.write(source, wanted, "gaussian", key, terms, first, threshold)
+        assert all(map(torch.equal, map(bits, some), map(bits, wanted)))
+
+
+def test_a_team_is_of_as_many_threads_and_all_get_the_address():
+    if team._parallel() is None:
+        pytest.skip("torch has no threads of GNU's OpenMP here")
+    seen, meet = [], threading.Barrier(2, timeout=60)
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def body(address):
+        meet.wait()  # nobody gets on alone
+        seen.append((address, threading.get_native_id()))
+
+    team.run(ctypes.cast(body, ctypes.c_void_p).value, 4711, 2)
+    assert [address for address, _ in seen] == [4711, 4711]
+    assert len({thread for _, thread in seen}) == 2
+    assert threading.get_native_id() in {thread for _, thread in seen}
+
+
+def test_a_team_is_not_asked_for_where_its_threads_would_wait_for_a_core(monkeypatch):
+    if team._parallel() is None:
+        pytest.skip("torch has no threads of GNU's OpenMP here")
+    seen = []
+    for second, load in enumerate((1.4, 1.6)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load * os.cpu_count(), 0, 0))
+        monkeypatch.setattr(team.time, "monotonic", lambda second=second: -5.0 - second)
+        seen.append(team.available())
+    assert seen == [True, False]
+
+
+@needs_numba
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_does_not_wait_for_threads_that_it_has_not(tmp_path):
+    program = """
+import os, torch
+from zo_core.base import Term
+from zo_core.noise import cpu, team
+torch.set_num_threads(2)
+os.getloadavg = lambda: (0.0, 0.0, 0.0)
+ours, theirs = torch.zeros(2, 1_000_000)
+def made(out):
+    cpu.write(out, (out,), "rademacher", 5, [Term(3, 1.0)])
+    return out.numpy().tobytes()
+wanted = made(ours)
+child = os.fork()
+if not child:
+    os._exit(0 if not team.available() and made(theirs) == wanted else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=120)
+    assert done.returncode == 0
 
 
 def test_ranges_cover_every_element_once_and_start_with_a_block():

@@ -97,8 +97,8 @@ def add_(
                 bound = None if thresholds is None else thresholds[param.key]
                 pick = _pick(flat, kernel)
                 stochastic = rounding is not None and flat.itemsize == 2
-                if pick is cpu.write and bound is None and not stochastic and part.is_contiguous():
-                    together.append(cpu.Flat(flat, param.key, first))
+                if pick is cpu.write and not stochastic and part.is_contiguous():
+                    together.append(cpu.Flat(flat, (flat,), param.key, first, bound))
                     continue
                 if stochastic:
                     write_rounded = (cpu if pick is cpu.write else reference).write_rounded

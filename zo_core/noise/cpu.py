@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from types import ModuleType
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from zo_core.base import Term
+from zo_core.noise import team
 from zo_core.noise.stream import WORDS
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _ALIGN = 32 * WORDS  # ranges start where a block starts, whatever the law
 _ALONE = 1 << 18  # elements that a thread finishes sooner (0.1 ms) than it hands them over
+_TURNS = 4  # that a thread has, so that none waits long for one that came late
 _MASK = (1 << 64) - 1
 
 
@@ -73,11 +75,24 @@ def write(
 
     Scratch is 40 KiB a thread. Runs on ``torch.get_num_threads()`` threads without the GIL.
     """
-    kernels, stream = _kernels(), _stream(name, key, terms, source.dtype)
-    double = source.dtype == torch.float64
+    if source.dtype == torch.float64:
+        _write_float64(source, outs, name, key, terms, first, threshold)
+    else:
+        _write([Flat(source, outs, key, first, threshold)], name, terms)
+
+
+def _write_float64(
+    source: Tensor,
+    outs: Sequence[Tensor],
+    name: str,
+    key: int,
+    terms: Sequence[Term],
+    first: int,
+    threshold: float | None,
+) -> None:
+    kernel, stream = _kernels().write_float64, _stream(name, key, terms, source.dtype)
     bound = None if threshold is None else stream.wide(threshold)
     arrays = tuple(_array(t) for t in (source, *outs))
-    kernel = kernels.write_float64 if double else kernels.write
 
     def work(low: int, high: int) -> None:
         part, *parts = (a[low:high] for a in arrays)
@@ -89,63 +104,67 @@ def write(
 
 
 class Flat(NamedTuple):
-    """A tensor of shape (n,), the key of its stream, and the place of its first element."""
+    """What ``write`` does for one tensor of shape (n,): see there."""
 
-    tensor: Tensor
+    source: Tensor
+    outs: Sequence[Tensor]
     key: int
-    first: int
+    first: int  # place of its first element
+    threshold: float | None
 
 
 def add_(flats: Sequence[Flat], name: str, terms: Sequence[Term]) -> None:
-    """Add ``sum_k c_k noise(seed_k)`` to many tensors in place; ``takes`` holds for each.
-
-    One call a thread, each with an equal share of all elements.
-    """
-    by_dtype: dict[torch.dtype, list[Flat]] = {}
+    """Write many tensors, ``takes`` holds for each, in as few calls as there are kinds of them."""
+    kinds: dict[tuple[Any, ...], list[Flat]] = {}
     for flat in flats:
-        by_dtype.setdefault(flat.tensor.dtype, []).append(flat)
-    for dtype, some in by_dtype.items():
+        kind = flat.source.dtype, len(flat.outs), flat.threshold is None
+        kinds.setdefault(kind, []).append(flat)
+    for (dtype, *_), some in kinds.items():
         if dtype == torch.float64:
-            for flat in some:
-                write(flat.tensor, (flat.tensor,), name, flat.key, terms, flat.first)
+            for source, outs, key, first, threshold in some:
+                _write_float64(source, outs, name, key, terms, first, threshold)
         else:
-            _add_(some, name, terms)
+            _write(some, name, terms)
 
 
-def _add_(flats: Sequence[Flat], name: str, terms: Sequence[Term]) -> None:
+def _write(flats: Sequence[Flat], name: str, terms: Sequence[Term]) -> None:
+    """Write tensors that share dtype and number of outs, all with a threshold or none."""
     import numpy as np
 
-    like = flats[0].tensor
-    stream = _stream(name, 0, terms, like.dtype)
-    none = _array(like[:0])
-    tables = [np.array(rows, np.uint64) for rows in _shares(flats, torch.get_num_threads())]
-
-    def work(number: int, _: int) -> None:
-        _kernels().write_table(none, tables[number], stream.law, *stream.rest[1:])
-
-    _run(work, [(number, 0) for number in range(len(tables))])
+    kernels, one = _kernels(), flats[0]
+    total = sum(flat.source.numel() for flat in flats)
+    threads = max(1, min(torch.get_num_threads(), total // _ALONE))
+    longest = max(1, total) if threads == 1 else max(_ALONE // 2, total // (_TURNS * threads))
+    rows = [row for flat in flats for row in _rows(flat, longest)]
+    seeds = [term.seed & _MASK for term in terms]
+    bits = np.array([term.coefficient for term in terms], np.float32).view(np.uint32).tolist()
+    numbers = [*itertools.chain.from_iterable(rows), *seeds, *bits]
+    head = [0, len(numbers) + kernels.HEAD, len(rows), kernels.LAWS[name], len(terms)]
+    job, like = np.array([*head, *numbers], np.uint64), _array(one.source[:0])
+    two, bounded = len(one.outs) == 2 or None, one.threshold is not None or None
+    if threads > 1 and team.available():
+        kernel = kernels.team_of(like.dtype.type, two is not None, bounded is not None)
+        team.run(kernel.address, job.ctypes.data, threads)
+    else:
+        _run(lambda *_: kernels.write_rows(job, like, two, bounded), [(0, 0)] * threads)
     for flat in flats:
-        torch.autograd.graph.increment_version(flat.tensor)
+        for out in flat.outs:
+            torch.autograd.graph.increment_version(out)
 
 
-def _shares(flats: Sequence[Flat], threads: int) -> list[list[tuple[int, int, int, int]]]:
-    """Cut all elements into at most ``threads`` equal shares: rows of ``write_table``."""
-    total = sum(flat.tensor.numel() for flat in flats)
-    pieces = max(1, min(threads, total // _ALONE))
-    borders = [total * i // pieces for i in range(1, pieces)]
-    shares: list[list[tuple[int, int, int, int]]] = [[] for _ in range(pieces)]
-    seen = 0
-    for flat in flats:
-        count = flat.tensor.numel()
-        share = sum(border <= seen for border in borders)
-        inside = [border - seen for border in borders if seen < border < seen + count]
-        for low, high in itertools.pairwise([0, *_aligned(inside, flat.first), count]):
-            at = flat.tensor.data_ptr() + low * flat.tensor.itemsize
-            if low < high:
-                shares[share].append((at, high - low, flat.first + low, flat.key & _MASK))
-            share += 1
-        seen += count
-    return [rows for rows in shares if rows]
+def _rows(flat: Flat, longest: int) -> Iterator[tuple[int, ...]]:
+    """Cut a tensor to rows of ``write_rows`` of about ``longest`` elements."""
+    import numpy as np
+
+    source, outs, key, first, threshold = flat
+    count, item = source.numel(), source.itemsize
+    starts = [source.data_ptr(), outs[0].data_ptr(), outs[-1].data_ptr()]
+    bits = 0 if threshold is None else int(np.float32(threshold).view(np.uint32))
+    cuts = range(longest, count - longest // 2, longest)
+    for low, high in itertools.pairwise([0, *_aligned(cuts, first), count]):
+        if low < high:
+            places = (start + low * item for start in starts)
+            yield (*places, high - low, first + low, key & _MASK, bits)
 
 
 def _aligned(cuts: Sequence[int], first: int) -> list[int]:

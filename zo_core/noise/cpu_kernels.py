@@ -14,11 +14,13 @@ you change ``vector``, ``quantile``, ``stream`` or ``philox``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
@@ -26,7 +28,16 @@ from zo_core.noise import philox, quantile
 from zo_core.noise.stream import LANES, STEPS, TAIL
 from zo_core.noise.vector import UNITS, halves, sums, unit, words
 
-__all__ = ["LAWS", "halves", "jit", "write", "write_float64", "write_rounded", "write_table"]
+__all__ = [
+    "LAWS",
+    "halves",
+    "jit",
+    "team_of",
+    "write",
+    "write_float64",
+    "write_rounded",
+    "write_rows",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -401,19 +412,94 @@ def _array_at_(typing_context: Any, like: Any, address: Any, count: Any) -> Any:
 
 
 _array_at: Any = intrinsic(_array_at_)
+_carray: Any = vars(numba)["carray"]  # it is not in numba's list of names
+
+
+def _taken_(typing_context: Any, job: Any) -> Any:
+    """Return the first number of a job, uint64, and raise it by one: no other thread gets it."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        counter = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.uint64(job), emit
+
+
+_taken: Any = intrinsic(_taken_)
+
+
+def _sides(like: Array, row: Array, two: Any) -> Any:
+    """Return the one or two arrays that a row is written to."""
+
+
+@overload(_sides, strict=False)
+def _sides_by_type(like: Any, row: Any, two: Any) -> Any:
+    if two is types.none:
+        return lambda like, row, two: (_array_at(like, row[1], np.int64(row[3])),)
+    return lambda like, row, two: (
+        _array_at(like, row[1], np.int64(row[3])),
+        _array_at(like, row[2], np.int64(row[3])),
+    )
+
+
+def _bound(row: Array, bounded: Any) -> Any:
+    """Return the threshold of a row, or None."""
+
+
+@overload(_bound, strict=False)
+def _bound_by_type(row: Any, bounded: Any) -> Any:
+    if bounded is types.none:
+        return lambda row, bounded: None
+    return lambda row, bounded: _u32(row[6]).view(np.float32)
+
+
+HEAD, ROW = 5, 7
+"""Numbers of a job's head, and of a row of it."""
 
 
 @jit
-def write_table(like: Array, table: Array, law: int, seeds: Array, coefficients: Array) -> None:
-    """Do as ``write``, in place, for many arrays of the dtype of ``like``: a row each.
+def write_rows(job: Array, like: Array, two: Any, bounded: Any) -> None:
+    """Do as ``write`` for many arrays of the dtype of ``like``: a row each, until none is left.
 
-    A row of ``table``, uint64 (rows, 4), is where the memory begins, how many elements there are,
-    the place of the first, and the tensor's key. One call: a model has hundreds of small tensors.
+    Any number of threads may do so at the same time; each row is done by one of them. ``job``,
+    uint64, begins with a head: how many rows are taken, how many numbers and rows there are, the
+    law, and the number of terms. The rows follow: where the source and the outs begin (the second
+    is written where ``two`` is not None), how many elements there are, the place of the first, the
+    tensor's key, and the bits of the threshold (in force where ``bounded`` is not None). Then come
+    the seeds, and the bits of the coefficients.
     """
-    for row in range(table.shape[0]):
-        flat: Array = _array_at(like, table[row, 0], np.int64(table[row, 1]))
-        first = np.int64(table[row, 2])
-        write(flat, (flat,), None, law, int(first), table[row, 3], seeds, coefficients)
+    count, law, terms = np.int64(job[2]), int(np.int64(job[3])), np.int64(job[4])
+    end = HEAD + count * ROW
+    seeds, coefficients = job[end : end + terms], np.empty(terms, np.float32)
+    for t in range(terms):
+        coefficients[t] = _u32(job[end + terms + t]).view(np.float32)
+    while True:
+        taken = np.int64(_taken(job))
+        if taken >= count:
+            return
+        row = job[HEAD + taken * ROW : HEAD + (taken + 1) * ROW]
+        source = _array_at(like, row[0], np.int64(row[3]))
+        outs, bound = _sides(like, row, two), _bound(row, bounded)
+        first, key = int(np.int64(row[4])), row[5]
+        write(source, outs, bound, law, first, key, seeds, coefficients)
+
+
+@functools.cache
+def team_of(kind: type, two: bool, bounded: bool) -> Any:
+    """Return ``write_rows`` as a C function of the address of a job, for ``team``.
+
+    ``kind`` is numpy's type of the arrays, as in ``vector.DTYPES``.
+    """
+    some, other = (True if two else None), (True if bounded else None)
+
+    def work(job: Any) -> None:
+        length = _carray(job, (HEAD,), np.uint64)[1]
+        write_rows(_carray(job, (length,), np.uint64), _carray(job, (0,), kind), some, other)
+
+    try:
+        return numba.cfunc(types.void(types.voidptr), cache=True)(work)
+    except RuntimeError:  # as for jit
+        return numba.cfunc(types.void(types.voidptr))(work)
 
 
 @jit

@@ -39,7 +39,8 @@ from zo_core.base import (
     no_span,
     scaled,
 )
-from zo_core.perturbers.elsewhere import Elsewhere, room_bytes
+from zo_core.perturbers.by_rows import ByRows, Looks
+from zo_core.perturbers.elsewhere import Elsewhere, Stand, room_bytes
 from zo_core.perturbers.in_forward import InForward
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
@@ -132,6 +133,7 @@ class _Sliced:
         self._rows = self._depth = 0
         self._point: int | None = None  # whose slice is running
         self._handles: list[Any] = []
+        self._lent: list[tuple[ByRows, Stand]] = []
         self._own_forwards: dict[nn.Module, Any] = {}
 
     def __enter__(self) -> _Sliced:
@@ -142,13 +144,27 @@ class _Sliced:
                 module.register_forward_hook(self._leave, always_call=True),
             ]
         for module, own in self.room.owners.items():
-            self._own_forwards[module] = module.__dict__.get("forward")
-            module.__dict__["forward"] = partial(self._run, module, own, module.forward)
+            layer, forward = self.room.layers.get(module), module.forward
+            if layer:
+                self._handles += [
+                    module.register_forward_pre_hook(partial(self._lend, layer)),
+                    module.register_forward_hook(
+                        partial(self._take_back, layer), always_call=True
+                    ),
+                ]
+            # What looks at a weight in place of a module's forward pass respects one of its own,
+            # and it would take the bias of theta for that of every point.
+            if not layer or layer.others:
+                self._own_forwards[module] = module.__dict__.get("forward")
+                by_slices = partial(self._run, module, own, forward)
+                module.__dict__["forward"] = forward if layer else by_slices
         return self
 
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
+        while self._lent:
+            self._take_back(self._lent[-1][0])
         for module, forward in self._own_forwards.items():
             del module.__dict__["forward"]
             if forward is not None:
@@ -171,8 +187,6 @@ class _Sliced:
     def _run(
         self, module: nn.Module, own: Sequence[Param], forward: Forward, *args: Any, **kwargs: Any
     ) -> Any:
-        if self.room.takes(module, args, kwargs):
-            return self._run_by_rows(module, forward, args[0])
         if self._point is not None:  # inside a slice of a module around this one
             return self._at((self._point,), own, [partial(forward, *args, **kwargs)])[0]
         leaves, spec = tree_flatten((args, kwargs))
@@ -192,37 +206,40 @@ class _Sliced:
         in_turn = [seen[point] for point in range(len(seen))]
         return _joined([_repeated(one, rows // len(seen), module) for one in in_turn], module)
 
-    def _run_by_rows(self, module: nn.Module, forward: Forward, x: Tensor) -> Any:
-        """Run a large layer; a batch of outputs is laid end to end as it is made."""
-        layer, points = self.room.layers[module], self._points
-        if self._point is not None:  # inside a slice of a module around this one
-            point = points[self._point]
-            return self.room.run(layer, [point], [x], layer.alone)[0] if point else forward(x)
-        cut = self._cut(x, module)
-        shared = cut[0] is cut[1]
-        whole: list[Tensor] = []  # at most one
+    def _lend(self, layer: ByRows, *_: Any) -> None:
+        """Give a large layer the rows of all points, or of that whose slice is running."""
+        if self._point is not None:
+            looks = Looks.at(self._points[self._point])
+        else:
+            module, count = layer.layer, len(self._points)
+            looks = Looks(
+                self._points,
+                self._groups,
+                lambda x: self._cut(x, module),
+                lambda ys: _joined(
+                    [_repeated(y, self._rows // count, module) for y in ys], module
+                ),
+                partial(self._biases, layer) if layer.others else None,
+            )
+        self._lent.append((layer, self.room.lend(layer, looks)))
+        self._lent[-1][1].at_(0)
 
-        def place(group: Sequence[int], index: int, first: Tensor) -> Tensor:
-            if shared:
-                return layer.alone(index, first)
-            if not whole:
-                sizes = (len(x), *first.shape[1:-1], layer.weight.tensor.shape[0])
-                whole.append(first.new_empty(sizes))
-            return whole[0].chunk(len(points))[group[index]]
+    def _take_back(self, layer: ByRows, *_: Any) -> None:
+        if self._lent and self._lent[-1][0] is layer:  # else it was never lent: that raised
+            self._lent[-1][1].back_()
+            self._lent.pop()
 
-        seen: dict[int, Tensor] = {}
-        for group in self._groups:
-            at, given = [points[i] for i in group], [cut[i] for i in group]
-            room = partial(place, group)
-            outputs = self.room.run(layer, at, given, room) if at[0] else [forward(given[0])]
-            seen |= zip(group, outputs, strict=True)
-        if not whole:
-            rows = self._rows // len(points) if shared else 0
-            return _joined([_repeated(seen[i], rows, module) for i in range(len(seen))], module)
-        for index, output in seen.items():
-            if not points[index]:
-                whole[0].chunk(len(points))[index].copy_(output)
-        return whole[0]
+    def _biases(self, layer: ByRows, group: Sequence[int]) -> list[Tensor]:
+        points = [self._points[index] for index in group]
+        bias = layer.others[0].tensor
+        stand, seen = self.room.stand(layer.others if points[0] else (), points), []
+        try:
+            for turn in range(len(points)):
+                stand.at_(turn)
+                seen.append(bias.detach().clone())
+        finally:
+            stand.back_()
+        return seen
 
     def _at(
         self, group: Sequence[int], own: Sequence[Param], forwards: Sequence[Forward]

@@ -13,15 +13,16 @@ of a type of their own, fake ones among them) are saved to that room, and pertur
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from zo_core.base import Distribution, Param, Params, Piece, Point
-from zo_core.perturbers.by_rows import ByRows, Room, by_rows
+from zo_core.base import Distribution, Param, Params, Piece, Point, is_fake
+from zo_core.perturbers.by_rows import ByRows, Looks, PerturbedRows, Rows, by_rows
 
 _SMALL = 1 << 16  # elements of a bias or norm that is perturbed ahead
 _ALIGNED = 256  # bytes: of vector loads and matrix units, whatever the device
@@ -66,32 +67,48 @@ class Elsewhere:
             raise
         return stand
 
-    def run(
-        self, layer: ByRows, points: Sequence[Point], inputs: Sequence[Tensor], room: Room
-    ) -> list[Tensor]:
-        """Return what a layer of ``layers`` makes of an input at each point; see ``ByRows.run``.
+    def lend(self, layer: ByRows, looks: Looks) -> Stand:
+        """Give a large layer perturbed rows for its weight, unless that is perturbed already.
 
-        For calls with one tensor of a layer that is not perturbed yet: see ``takes``.
+        From ``at_`` to ``back_`` of the stand. Its bias goes with it, at the first of the points,
+        unless ``looks`` says what it is at each.
         """
-        self._seen.add(id(layer.weight.tensor))
-        stand, biases = self.stand(layer.others, points), []
-        try:
-            for index in range(len(points)):
-                stand.at_(index)
-                bias = layer.layer._parameters.get("bias")
-                biases.append(None if bias is None else bias.detach().clone())
-            with torch.inference_mode(False):
-                tiles = [self.take(layer.weight.tensor, layer.tile) for _ in points]
-            return layer.run(self.along, points, inputs, tiles, biases, room)
-        finally:
-            stand.back_()
+        weight, held = layer.weight, layer.layer.__dict__
+        along = layer.others if looks.biases is None else ()
+        if id(weight.tensor) in self._away or "weight" in held:
+            return self.stand(along, looks.points[:1])
+        self._seen.add(id(weight.tensor))
+        stand = self.stand(along if looks.points[0] else (), looks.points[:1])
+        rows = range(len(weight.tensor))
+        made = PerturbedRows(layer, looks, self._written, rows, weight.tensor.dtype)
+        stand.lent = held, made
+        return stand
 
-    def takes(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Whether ``run`` can do this call of a module."""
-        layer = self.layers.get(module)
-        if layer is None or len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-            return False
-        return id(layer.weight.tensor) not in self._away
+    @contextmanager
+    def _written(
+        self, layer: ByRows, points: Sequence[Point], rows: Rows
+    ) -> Iterator[list[Tensor]]:
+        weight, used = layer.weight.tensor.detach(), dict(self._used)
+        if not points[0]:
+            yield [weight[rows.start : rows.stop] if isinstance(rows, range) else weight[rows]]
+            return
+        shape = (len(rows), weight.shape[1])
+        try:
+            # Tensors made in inference mode could not be written to outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                if isinstance(rows, range):
+                    outs = [self.take(weight, shape) for _ in points]
+                    part = weight[rows.start : rows.stop].view(-1)
+                    piece = Piece(layer.weight, part, rows.start * weight.shape[1])
+                    if not is_fake(weight):
+                        self.along.write(piece, [out.view(-1) for out in outs], points[0])
+                else:
+                    outs = [weight.new_empty(shape) for _ in points]
+                    if not is_fake(weight) and len(rows):
+                        self.along.write_rows(layer.weight, rows, outs, points[0])
+            yield outs
+        finally:
+            self._used = used
 
     def check(self) -> None:
         """Refuse to have left a tensor out."""
@@ -143,6 +160,7 @@ class Stand:
         self._used = dict(room._used)
         self._copied: list[tuple[Tensor, Tensor, list[Tensor]]] = []  # as it was, and its copies
         self._saved: list[tuple[Param, Tensor]] = []
+        self.lent: tuple[dict[str, Any], PerturbedRows] | None = None
 
     def add(self, params: Sequence[Param], in_module: bool) -> None:
         """Make the copies of some tensors."""
@@ -169,6 +187,8 @@ class Stand:
 
     def at_(self, index: int) -> None:
         """Stand at a point."""
+        if self.lent:  # found before what is registered, by this module alone
+            self.lent[0]["weight"] = self.lent[1]
         for tensor, _, outs in self._copied:
             tensor.data = outs[index]
         if self._saved:
@@ -178,13 +198,15 @@ class Stand:
 
     def back_(self) -> None:
         """Stand at theta, bit for bit, and free the room."""
+        if self.lent:
+            self.lent[0].pop("weight", None)
         for tensor, clean, _ in self._copied:
             tensor.data = clean
         self._put_back_()
         gone = [t for t, _, _ in self._copied] + [p.tensor for p, _ in self._saved]
         self._room._away.difference_update(map(id, gone))
         self._room._used = self._used
-        self._copied, self._saved = [], []
+        self._copied, self._saved, self.lent = [], [], None
 
     def _put_back_(self) -> None:
         if self._saved:

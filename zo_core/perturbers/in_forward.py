@@ -21,7 +21,7 @@ can't be noticed. Such a model needs ``restore='arithmetic'``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,7 @@ from zo_core.base import (
     finite,
     no_span,
 )
+from zo_core.perturbers.by_rows import Looks
 from zo_core.perturbers.elsewhere import Elsewhere, Stand, room_bytes
 
 
@@ -100,7 +101,6 @@ class _Perturbed:
         # Of modules that run, the innermost last. A module may be entered from within itself.
         self._open: list[tuple[Sequence[Param], Stand]] = []
         self._handles: list[Any] = []
-        self._replaced: list[nn.Module] = []
 
     def __enter__(self) -> None:
         try:
@@ -117,10 +117,6 @@ class _Perturbed:
         for module, own in self._room.owners.items():
             if all(p.key in self._room.ahead for p in own):
                 continue
-            if module in self._room.layers:
-                self._replaced.append(module)
-                module.__dict__["forward"] = partial(self._run, module, own, module.forward)
-                continue
             self._handles += [
                 module.register_forward_pre_hook(partial(self._enter, own)),
                 module.register_forward_hook(partial(self._leave, own), always_call=True),
@@ -129,13 +125,15 @@ class _Perturbed:
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
-        for module in self._replaced:
-            del module.__dict__["forward"]
         while self._open:
             self._back_()
 
-    def _enter(self, own: Sequence[Param], *_: Any) -> None:
-        stand = self._room.stand(own, (self._point,))
+    def _enter(self, own: Sequence[Param], module: nn.Module | None = None, *_: Any) -> None:
+        layer = self._room.layers.get(module) if module else None
+        if layer:
+            stand = self._room.lend(layer, Looks.at(self._point))
+        else:
+            stand = self._room.stand(own, (self._point,))
         self._open.append((own, stand))
         stand.at_(0)
 
@@ -147,23 +145,3 @@ class _Perturbed:
     def _back_(self) -> None:
         self._open[-1][1].back_()
         self._open.pop()  # last: an interrupt leaves it to __exit__
-
-    def _run(
-        self,
-        module: nn.Module,
-        own: Sequence[Param],
-        forward: Callable[..., Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """Run a large layer."""
-        room = self._room
-        if room.takes(module, args, kwargs):
-            layer = room.layers[module]
-            return room.run(layer, (self._point,), args, layer.alone)[0]
-        self._enter(own)
-        try:
-            output = forward(*args, **kwargs)
-        finally:
-            self._back_()
-        return room.apart(output)
