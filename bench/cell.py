@@ -8,6 +8,7 @@ process); ``record.json`` ends it. A folder without a record is a run still goin
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from bench import trackers
+from bench import doubts, trackers
+from bench.hours import Course, hours
+from bench.phases import windows
 from bench.records import (
     RECORD,
     Declared,
@@ -35,11 +38,15 @@ from bench.records import (
     write_atomically,
     write_record,
 )
+from bench.sampler import Found, summarise
+from bench.snapshot import SNAPSHOT
 
 EVENTS = "events.jsonl"
 LOG = "log.txt"
 TRAJECTORY = "trajectory.bin"
 SAVED = "saved.pt"
+TRACE = "trace.csv.gz"
+SAMPLER = "sampler.json"
 _CELL = "cell.json"
 
 
@@ -61,14 +68,38 @@ def write_cell(folder: Path, cell: Cell) -> None:
     """Make the folder ready for a run.
 
     What a try left behind that was killed is kept, for the run to go on from; what one left that
-    came to an end of its own is removed.
+    came to an end of its own is removed. What was sampled is of one process, and always removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove(folder, *_OF_ONE_PROCESS)
     if not _was_killed(folder):
-        for name in (EVENTS, LOG, TRAJECTORY, SAVED):
-            (folder / name).unlink(missing_ok=True)
+        remove(folder, EVENTS, TRAJECTORY, SAVED)
     (folder / RECORD).unlink(missing_ok=True)
     write_atomically(folder / _CELL, cell.model_dump_json(indent=1) + "\n")
+
+
+_OF_ONE_PROCESS = (LOG, TRACE, SAMPLER, SNAPSHOT)
+
+
+def remove(folder: Path, *names: str) -> None:
+    """Remove files of a run, where they are."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Keep a run's record under another name, so that the run begins anew; return that file.
+
+    The record is moved last: an interrupt before leaves a finished run.
+    """
+    remove(folder, EVENTS, TRAJECTORY, SAVED, *_OF_ONE_PROCESS)
+    kept = folder / f"record.try{tries(folder) + 1}.json"
+    return (folder / RECORD).replace(kept)
+
+
+def tries(folder: Path) -> int:
+    """Return how many records were set aside."""
+    return len(list(folder.glob("record.try*.json")))
 
 
 def _was_killed(folder: Path) -> bool:
@@ -105,6 +136,10 @@ class Events:
         body = data.model_dump(mode="json") if isinstance(data, BaseModel) else data
         self._file.write(json.dumps({"event": event, **body}) + "\n")
 
+    def close(self) -> None:
+        """Write no more."""
+        self._file.close()
+
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
     """Read the events; a line cut off by the death of its writer is left out."""
@@ -128,41 +163,70 @@ class Outcome:
 def finish(folder: Path, outcome: Outcome) -> RunRecord:
     """Put the record together from the events, and write it. The same for a run that died."""
     cell = read_cell(folder)
-    events = read_events(folder)
-    steps = [e for e in events if e["event"] == "step"]
+    spec, events = cell.spec, read_events(folder)
+    environment = _last(events, "environment", Environment)
+    seen = windows(events)
+    sampled = summarise(folder, seen, timing=spec.measure == "time")
     measurements = _all(events, "measurement", Measurement)
+    measurements += [_measurement(found) for found in sampled.found]
+    if environment is not None:
+        evaluations = _all(events, "evaluation", Evaluation)
+        course = Course.of(spec, environment, outcome.wall_seconds, events, seen)
+        measurements += hours(course, evaluations, measurements)
     definitions = trackers.definitions()
+    flags = _all(events, "flag", Flag) + doubts.flags(sampled.doubts)
+    flags += doubts.of_allocator(spec, outcome.status, measurements)
     record = RunRecord(
-        key=cell.spec.key,
+        key=spec.key,
         suite=cell.suite,
         group_title=cell.group_title,
-        spec=cell.spec,
+        spec=spec,
         status=outcome.status,
         reason=outcome.reason,
         failure=outcome.failure,
         started_at=_started(events),
         wall_seconds=outcome.wall_seconds,
-        environment=_last(events, "environment", Environment),
+        environment=environment,
         model=_last(events, "model", ModelFacts),
         task=_last(events, "task", TaskFacts),
         declared=_last(events, "declared", Declared),
-        steps=Steps(
-            losses=[s["loss"] for s in steps],
-            seconds=[s["seconds"] for s in steps] if cell.spec.measure == "time" else None,
-            queries=[s["queries"] for s in steps],
-            backwards=[s["backwards"] for s in steps],
-        ),
+        steps=_steps(spec, events),
         evaluations=_all(events, "evaluation", Evaluation),
         measurements=measurements,
         definitions={m.metric: definitions[m.metric] for m in measurements},
-        flags=_all(events, "flag", Flag),
-        files={p.stem: p.name for p in sorted(folder.iterdir()) if p.name in _KEPT},
+        flags=doubts.once(flags),
+        files={
+            p.name.partition(".")[0]: p.name for p in sorted(folder.iterdir()) if p.name in _KEPT
+        },
     )
     write_record(folder, record)
     return record
 
 
-_KEPT = (EVENTS, LOG, TRAJECTORY)
+_KEPT = (EVENTS, LOG, TRAJECTORY, TRACE, SAMPLER, SNAPSHOT)
+
+
+def _measurement(found: Found) -> Measurement:
+    return Measurement(
+        metric=found.metric,
+        phase=found.phase,
+        value=found.value,
+        unit=found.unit,
+        quality=found.quality,
+        source=found.source,
+        reason=found.reason,
+        device=found.device,
+    )
+
+
+def _steps(spec: RunSpec, events: list[dict[str, Any]]) -> Steps:
+    steps = [e for e in events if e["event"] == "step"]
+    return Steps(
+        losses=[s["loss"] for s in steps],
+        seconds=[s["seconds"] for s in steps] if spec.measure == "time" else None,
+        queries=[s["queries"] for s in steps],
+        backwards=[s["backwards"] for s in steps],
+    )
 
 
 def _body(event: dict[str, Any]) -> dict[str, Any]:
@@ -183,6 +247,11 @@ def _started(events: list[dict[str, Any]]) -> str:
         if event["event"] == "start":
             return str(event["at"])
     return now()
+
+
+def start_event() -> dict[str, Any]:
+    """Return what a process says first: the time, in UTC and on the monotonic clock."""
+    return {"at": now(), "t_ns": time.monotonic_ns()}
 
 
 def now() -> str:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import failures, store
+from bench import failures, snapshot, store
 from bench.cell import EVENTS, LOG, Cell, Outcome, finish, log_tail, read_events, write_cell
 from bench.preload import heap_counter
 from bench.records import RECORD, Failure, RunRecord, RunSpec, Status, UserError, read_record
@@ -73,9 +73,12 @@ def _child_environment() -> dict[str, str]:
     }
 
 
-def run(results: Path, cells: Iterable[Cell], progress: Progress) -> Iterable[RunRecord]:
+def run(
+    results: Path, cells: Iterable[Cell], progress: Progress, memory_snapshot: bool = False
+) -> Iterable[RunRecord]:
     """Run ``cells`` in order and yield the record of each as it ends.
 
+    With ``memory_snapshot`` the allocator's snapshot of runs on CUDA lies beside their records.
     On an interrupt the running cell is ended without a record, so that it is run again.
     """
     prepared: dict[tuple[str, str], str | None] = {}
@@ -89,7 +92,7 @@ def run(results: Path, cells: Iterable[Cell], progress: Progress) -> Iterable[Ru
                 folder, Outcome("failed", reason, 0.0, Failure(cause="UserError", phase="load"))
             )
             continue
-        yield _run_one(folder, cell, progress)
+        yield _run_one(folder, cell, progress, memory_snapshot)
 
 
 def _prepared(
@@ -109,7 +112,8 @@ def _prepared(
     return None
 
 
-def _run_one(folder: Path, cell: Cell, progress: Progress) -> RunRecord:
+def _run_one(folder: Path, cell: Cell, progress: Progress, memory_snapshot: bool) -> RunRecord:
+    asked = {snapshot.VARIABLE: "1"} if memory_snapshot else {}
     start, kills = time.perf_counter(), failures.out_of_memory_kills()
     with (folder / LOG).open("wb") as log:
         process = subprocess.Popen(
@@ -117,7 +121,7 @@ def _run_one(folder: Path, cell: Cell, progress: Progress) -> RunRecord:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment_of(cell.spec),
+            env=environment_of(cell.spec) | asked,
             start_new_session=True,
         )
         try:
@@ -138,7 +142,7 @@ def _run_one(folder: Path, cell: Cell, progress: Progress) -> RunRecord:
 def _salvage(folder: Path, status: Status, reason: str, cause: str, seconds: float) -> RunRecord:
     """Write the record of a run that died: what it had done is in its events."""
     events = read_events(folder)
-    phases = [e["name"] for e in events if e["event"] == "phase"]
+    phases = [e["name"] for e in events if e["event"] == "phase" and e.get("depth", 0) >= 0]
     failure = Failure(
         cause=cause,
         phase=phases[-1] if phases else None,

@@ -42,6 +42,13 @@ def bytes_requested(error: BaseException) -> int | None:
     return round(float(found[1]) * _UNITS[found[2]]) if found else None
 
 
+def bytes_free(limit: int | None, in_use: int | None, on_device: int | None) -> int | None:
+    """Return what could still be had: under the limit, and on the device; None if unknown."""
+    under = None if limit is None or in_use is None else max(0, limit - in_use)
+    known = [b for b in (under, on_device) if b is not None]
+    return min(known) if known else None
+
+
 def first_line(error: BaseException) -> str:
     """Return the message's first line, or the class where there is none."""
     lines = str(error).strip().splitlines()

@@ -60,16 +60,21 @@ def take_up(folder: Path, method: Method) -> Done | None:
     if not steps:
         forget(folder)
         return None
-    kept = _until(events, steps)
-    _write(folder, kept)
+    begun = _newest(events)
+    kept = _until(events[:begun], steps)
+    _write(folder, kept + events[begun:])
     return Done(steps, kept)
 
 
 def forget(folder: Path) -> None:
     """Drop the events of earlier processes: this one begins the run anew."""
     events = read_events(folder)
-    last = max(n for n, e in enumerate(events) if e["event"] == "start")
-    _write(folder, events[last:])
+    _write(folder, events[_newest(events) :])
+
+
+def _newest(events: list[dict[str, Any]]) -> int:
+    """Return where the events of the newest process begin."""
+    return max(n for n, e in enumerate(events) if e["event"] == "start")
 
 
 def restore_(folder: Path, done: Done, method: Method, params: Params) -> State:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bench.cell import Cell
+from bench.cell import Cell, set_aside, tries
 from bench.records import RECORD, RunRecord, UserError, read_record
 
 KEPT = ("completed", "out_of_memory", "timed_out")
@@ -72,3 +72,28 @@ def finished(results: Path, cells: Iterable[Cell]) -> dict[str, RunRecord]:
             if record.status in KEPT:
                 found[record.key] = record
     return found
+
+
+def invalid(record: RunRecord) -> bool:
+    """Return whether a run carries a flag that forbids the use of its numbers."""
+    return any(flag.severity == "invalid" for flag in record.flags)
+
+
+def queue_again(
+    results: Path, cells: Iterable[Cell], records: dict[str, RunRecord], most: int
+) -> list[Cell]:
+    """Set the records of invalid runs aside, and return their cells, to be run again.
+
+    They are taken out of ``records`` too.
+    A run is tried again ``most`` times in all, however many invocations that takes; the record of
+    each try is kept beside the last, as ``record.try1.json`` and so on.
+    """
+    again = []
+    for cell in cells:
+        record = records.get(cell.spec.key)
+        folder = cell.folder(results)
+        if record is not None and invalid(record) and tries(folder) < most:
+            set_aside(folder)
+            del records[cell.spec.key]
+            again.append(cell)
+    return again

@@ -239,8 +239,15 @@ def _explain(error: ValidationError) -> str:
         key = f"{first['loc'][0]}.{first['loc'][1]}"
         return f"'{key}' must be one finite number, text or true/false, got {first['input']!r}."
     if first["type"] == "string_pattern_mismatch":
-        wanted = {"device": "cpu, cuda or cuda:N"}.get(key, "lower-case letters, digits, _ . -")
+        wanted = {"device": "cpu, cuda, cuda:N, xpu, xpu:N or mps"}.get(
+            key, "lower-case letters, digits, _ . -"
+        )
         return f"'{key}' must be {wanted}, got {first['input']!r}."
+    if key == "measure":
+        return (
+            f"'measure' must be memory or time, got {first['input']!r}: what reads memory exactly "
+            'spoils times. Make two runs: measure = ["memory", "time"] among the group\'s axes.'
+        )
     return f"'{key}': {first['msg']}, got {first['input']!r}."
 
 

@@ -29,20 +29,35 @@ from bench import (
     method_state,
     models,
     resume,
+    snapshot,
     tasks,
     threads,
     trackers,
     tuning,
 )
+from bench.accelerator import Accelerator
 from bench.built import Built, build
-from bench.cell import SAVED, TRAJECTORY, Cell, Events, Outcome, finish, log_tail, now, read_cell
+from bench.cell import (
+    SAVED,
+    TRAJECTORY,
+    Cell,
+    Events,
+    Outcome,
+    finish,
+    log_tail,
+    read_cell,
+    start_event,
+)
 from bench.monitor import Monitor
 from bench.objective import Seen, objective, precision
 from bench.precision import Precision, digest, is_watched
 from bench.records import Declared, Evaluation, Failure, Flag, RunSpec, UserError
+from bench.sampler import Sampler
 from bench.schedule import rate
+from bench.snapshot import Snapshot
+from bench.stopwatch import stopwatch
 from zo_core import NonFiniteLoss, Params, StepInfo, Term, derive_seed, noise
-from zo_core.base import Replayable, Span, Unsupported, no_span
+from zo_core.base import Replayable, Span, Unsupported
 from zo_core.trajectory import Trajectory, TrajectoryWriter
 
 _PR_SET_PDEATHSIG = 1
@@ -54,12 +69,20 @@ class Run:
     def __init__(self, folder: Path, cell: Cell) -> None:
         """Hold what is to be run; nothing that can fail happens yet."""
         self.folder, self.spec = folder, cell.spec
-        self.on_cuda = cell.spec.device.startswith("cuda")
         self.events = Events(folder)
-        self.events.write("start", {"at": now()})
+        self.events.write("start", start_event())
+        self.device = Accelerator(cell.spec.device)
+        self.sampler = Sampler(
+            folder,
+            pid=os.getpid(),
+            visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+            nvml=cell.spec.device.startswith("cuda"),
+        )
+        self.snapshot: Snapshot | None = None
         self.precision: Precision | None = None
         self.limit: limits.MemoryLimit | None = None
         self.in_use_bytes: int | None = None
+        self.free_bytes: int | None = None
         self.monitor = Monitor(self.spec.measure, {})  # until there is a baseline
         self.taken = 0
         self.train_seconds = 0.0
@@ -68,11 +91,13 @@ class Run:
 
     def go(self) -> None:
         """Run it all; whatever stops it is raised."""
+        self.sampler.start()  # first of all: its baseline is of a device that nobody touched
         _use_threads(self.spec)
         self.environment = environment.read(self.spec.device)
         self.events.write("environment", self.environment)
         environment.check_device(self.spec.device)
         _warm(self.spec)
+        self._record_history()
         self.monitor = self._monitor()
         with self.monitor.phase("run"):
             self._limit_memory()
@@ -82,6 +107,8 @@ class Run:
             if done is None:
                 self._evaluate()
             self._train(done)
+        if self.snapshot:
+            self.snapshot.keep()
         self._digest()
         (self.folder / SAVED).unlink(missing_ok=True)
 
@@ -93,6 +120,7 @@ class Run:
             step=self.taken,
             bytes_requested=failures.bytes_requested(error),
             bytes_in_use=self.in_use_bytes,
+            bytes_free=self.free_bytes,
             bytes_limit=self.spec.memory_limit_bytes or self._device_bytes(),
             log_tail=log_tail(self.folder),
         )
@@ -101,51 +129,73 @@ class Run:
         """Put everything measured so far among the events."""
         for measurement in self.monitor.measurements():
             self.events.write("measurement", measurement)
+        self.events.write("cpu", {"seconds": time.process_time()})
 
     def _device_bytes(self) -> int | None:
-        """Return the capacity of the CUDA device; None on the CPU."""
-        if not (self.on_cuda and torch.cuda.is_available()):
-            return None
-        return int(torch.cuda.get_device_properties(self.spec.device).total_memory)
+        """Return the capacity of the accelerator; None on the CPU, and where it is not here."""
+        memory = self.device.free_and_total_bytes()
+        return memory[1] if memory else None
+
+    def _record_history(self) -> None:
+        if not snapshot.asked():
+            return
+        if reason := snapshot.needs_cuda(self.spec.device):
+            print(reason)
+            return
+        self.snapshot = Snapshot(self.folder)
+        if self.spec.measure == "time":
+            text = "the allocator kept a history for --memory-snapshot: steps took longer for it"
+            self.events.write("flag", Flag(name="memory_history", severity="suspect", text=text))
 
     def _monitor(self) -> Monitor:
         working, reasons = trackers.available(self.spec.device)
-        known = trackers.modules()
-        wanted = {m: why for name, why in reasons.items() for m in known[name].METRICS}
-        if not self.on_cuda:  # a run on the CPU has no device figures to miss
+        mode = self.spec.measure
+        fit = {n: m for n, m in trackers.modules().items() if mode in getattr(m, "MODES", (mode,))}
+        wanted = {m: why for n, why in reasons.items() if n in fit for m in fit[n].METRICS}
+        if self.device.is_cpu:  # a run on the CPU has no device figures to miss
             wanted = {m: why for m, why in wanted.items() if not m.startswith("device_")}
         return Monitor(
-            self.spec.measure,
-            working,
+            mode,
+            {n: tracker for n, tracker in working.items() if n in fit},
             wanted,
             trackers.definitions(),
-            synchronize=self._synchronize,
-            on_phase=lambda name: self.events.write("phase", {"name": name}),
+            synchronize=self.device.synchronize,
+            on_phase=self._on_phase,
             on_failure=self._failed,
+            stopwatch=stopwatch(self.spec.device),
         )
+
+    def _on_phase(self, name: str, depth: int, t_ns: int) -> None:
+        self.events.write("phase", {"name": name, "depth": depth, "t_ns": t_ns})
 
     def _limit_memory(self) -> None:
         limit = self.spec.memory_limit_bytes
         if limit is None:
             return
-        if not self.on_cuda:
+        if self.device.is_cpu:
             self.limit = limits.MemoryLimit(limit)
-            return
-        index = torch.device(self.spec.device).index or 0  # "cuda" alone is refused here
-        share = limit / (self._device_bytes() or limit)
-        torch.cuda.set_per_process_memory_fraction(min(1.0, share), index)
+        else:
+            self.device.allow(limit)
 
     def _failed(self) -> None:
+        limit = self.spec.memory_limit_bytes
         if self.limit:
             self.in_use_bytes = self.limit.in_use_bytes()
             self.limit.lift()
-        elif self.on_cuda:
-            self.in_use_bytes = torch.cuda.memory_reserved(self.spec.device)
+        else:
+            self.in_use_bytes = self.device.in_use_bytes()
+        memory = self.device.free_and_total_bytes()
+        self.free_bytes = failures.bytes_free(
+            limit, self.in_use_bytes, memory[0] if memory else None
+        )
+        if self.snapshot:
+            self.snapshot.keep()
 
     def _load(self) -> None:
         with self.monitor.phase("load"):
             self.built: Built = build(self.spec)
             self.state = self.built.method.init(self.built.params)
+        self.sampler.mark()
         if isinstance(self.built.method, Replayable) and self.spec.measure == "time":
             self.precision = Precision(self.built.params)
 
@@ -162,10 +212,10 @@ class Run:
             resume.forget(self.folder)
         else:
             done = resume.take_up(self.folder, self.built.method)
+        self.events.close()
         self.events = Events(self.folder)  # the file was replaced
         if done is None:
             return None
-        self.events.write("environment", self.environment)
         self.state = None  # not twice in memory
         with self.monitor.phase("resume"):
             self.state = resume.restore_(self.folder, done, self.built.method, self.built.params)
@@ -213,7 +263,7 @@ class Run:
         if built.method.needs_gradient:  # dropout alone draws from the global stream
             torch.manual_seed(derive_seed(spec.seed, step, "dropout") % 2**63)
         with self._watched(step) as span:
-            self._synchronize()
+            self.device.synchronize()
             start = time.perf_counter()
             self.state, info = built.method.step_(
                 built.params,
@@ -223,16 +273,16 @@ class Run:
                 lr=rate(spec, step),
                 span=span,
             )
-            self._synchronize()
+            self.device.synchronize()
             self.seconds = time.perf_counter() - start
         return replace(info, queries=seen.passes(batch))
 
     @contextmanager
     def _watched(self, step: int) -> Iterator[Span]:
         if self.precision is None or not is_watched(step, self.spec.warmup_steps):
-            yield self._span()
+            yield self.monitor.phase
             return
-        with self.precision.step(self._span()) as span:
+        with self.precision.step(self.monitor.phase) as span:
             yield span
         if not is_watched(step + 1, self.spec.warmup_steps) or step + 1 == self.spec.steps:
             for measurement in self.precision.measurements():  # now: a killed run keeps them
@@ -242,15 +292,6 @@ class Run:
         """Tell what the weights are, so that a replay can be checked against them."""
         if isinstance(self.built.method, Replayable):
             self.events.write("weights", {"digest": digest(self.built.params)})
-
-    def _synchronize(self) -> None:
-        if self.on_cuda:
-            torch.cuda.synchronize(self.spec.device)
-
-    def _span(self) -> Span:
-        # Kernels of a CUDA device run behind the host's back: without a synchronisation, which
-        # would slow a timed step, their time can't be told apart by phase.
-        return no_span if self.on_cuda and self.spec.measure == "time" else self.monitor.phase
 
     def _told(self, info: StepInfo) -> None:
         """Count a step, and write it down: after its trajectory, which a resumed run reads."""
@@ -265,17 +306,20 @@ class Run:
                 "seconds": self.seconds,
                 "queries": info.queries,
                 "backwards": info.backwards,
+                "t_ns": time.monotonic_ns(),
             },
         )
 
     def _evaluate(self) -> None:
         if not self.spec.eval_examples:
             return
+        self.sampler.mark()
         with self.monitor.phase("evaluate"):
             with precision(self.spec):
                 seen = self.built.task.evaluate(self.built.module)
             if not math.isfinite(seen.loss):
                 raise NonFiniteLoss(f"The evaluation loss is {seen.loss}: it diverged; lower lr.")
+        self.sampler.mark()
         evaluation = Evaluation(
             step=self.taken,
             forward_passes=self.queries,
@@ -337,6 +381,7 @@ def main(folder: Path, parent: int) -> None:
         outcome = Outcome("completed", "all steps were taken", _wall_seconds())
     except _Ended:
         run.measured()
+        run.sampler.close()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)  # the parent sees why, and writes the record
     except Exception as error:  # why: whatever it is becomes a row of the table
@@ -346,6 +391,7 @@ def main(folder: Path, parent: int) -> None:
         failure = run.failure(error)
         outcome = Outcome(failures.status_of(error), reason, _wall_seconds(), failure)
     run.measured()
+    run.sampler.close()
     finish(folder, outcome)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from bench.records import Evaluation
+from bench.records import Evaluation, RunRecord
 from reports import stats
 from reports.load import Tables
 from reports.run import Run
@@ -31,6 +31,8 @@ class Contestant:
     name: str
     method: str
     answers: dict[int, Evaluation]
+    records: dict[int, RunRecord]
+    """Of the runs that gave them, by seed."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class Comparison:
     only_b: int
     n: int
     p: float
+    invalid: bool = False
+    """Whether one of the two runs is flagged so: then there is no verdict."""
     adjusted_p: float = 1.0
+    """1 of an invalid pair, which the others are not adjusted for."""
 
     @property
     def difference(self) -> float:
@@ -69,11 +74,14 @@ def compare(tables: Tables) -> list[Comparison]:
                 x, y = a.answers[seed_a].predictions, b.answers[seed_b].predictions
                 only_a, only_b = stats.discordant(x, y, labels)
                 p = stats.mcnemar(only_a, only_b)
-                found.append(
-                    Comparison(facet, a, b, seed_a, seed_b, only_a, only_b, len(labels), p)
+                two = (a.records[seed_a], b.records[seed_b])
+                invalid = any(f.severity == "invalid" for r in two for f in r.flags)
+                one = Comparison(
+                    facet, a, b, seed_a, seed_b, only_a, only_b, len(labels), p, invalid
                 )
-    adjusted = stats.holm([c.p for c in found])
-    return [replace(c, adjusted_p=p) for c, p in zip(found, adjusted, strict=True)]
+                found.append(one)
+    adjusted = iter(stats.holm([c.p for c in found if not c.invalid]))
+    return [c if c.invalid else replace(c, adjusted_p=next(adjusted)) for c in found]
 
 
 def _pairs(contestants: list[Contestant]) -> list[tuple[Contestant, Contestant]]:
@@ -114,17 +122,21 @@ def _fields(tables: Tables) -> Iterator[tuple[str, list[int], list[Contestant]]]
 
 def _contestants(runs: list[Run]) -> list[Contestant]:
     """Return the untrained model, once, and every trained configuration."""
-    before: dict[int, Evaluation] = {}
+    before: dict[int, RunRecord] = {}
     trained: dict[str, Contestant] = {}
     for run in sorted(runs, key=_order):
-        if (start := run.record.evaluations[0]).step == 0:
-            before.setdefault(run.spec.seed, start)
         if run.final and run.final.step > 0:
-            one = Contestant(run.series, run.spec.method, {})
-            answers = trained.setdefault(run.configuration, one).answers
-            answers[run.spec.seed] = run.final
+            own = Contestant(run.series, run.spec.method, {}, {})
+            one = trained.setdefault(run.configuration, own)
+            one.answers[run.spec.seed] = run.final
+            one.records[run.spec.seed] = run.record
+    # All that are not trained answer alike; those of a valid run may speak for them.
+    for run in sorted(runs, key=lambda run: (run.is_invalid, _order(run))):
+        if run.record.evaluations[0].step == 0:
+            before.setdefault(run.spec.seed, run.record)
     zero_shot = _once(before, runs)
-    first = [Contestant(title_of(ZERO_SHOT), ZERO_SHOT, zero_shot)] if zero_shot else []
+    answers = {seed: record.evaluations[0] for seed, record in zero_shot.items()}
+    first = [Contestant(title_of(ZERO_SHOT), ZERO_SHOT, answers, zero_shot)] if zero_shot else []
     return [*first, *trained.values()]
 
 
@@ -132,8 +144,8 @@ def _order(run: Run) -> tuple[tuple[int, str], float, str, str]:
     return rank(run.spec.method), run.spec.lr, run.series, run.spec.measure
 
 
-def _once(before: dict[int, Evaluation], runs: list[Run]) -> dict[int, Evaluation]:
+def _once(before: dict[int, RunRecord], runs: list[Run]) -> dict[int, RunRecord]:
     """Return the untrained answers: of one seed where all seeds begin with the same weights."""
     random = any(run.record.model and run.record.model.source == "random" for run in runs)
     lowest = min(before, default=0)
-    return before if random else {seed: e for seed, e in before.items() if seed == lowest}
+    return before if random else {seed: r for seed, r in before.items() if seed == lowest}

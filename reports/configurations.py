@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from bench.records import RunRecord
 from reports import headline, stats
+from reports.doubts import doubts, in_short
 from reports.load import Tables
 from reports.run import Run
 from reports.theme import rank
@@ -163,14 +165,14 @@ class Configuration:
         return found
 
     @property
+    def records(self) -> list[RunRecord]:
+        """The records of its runs."""
+        return [run.record for run in self.runs]
+
+    @property
     def doubts(self) -> list[str]:
-        """Names of the flags that its runs carry, with how many runs carry them."""
-        names = [flag.name for run in self.runs for flag in run.record.flags]
-        several = len(self.runs) > 1
-        return [
-            name + (f" ({names.count(name)} of {len(self.runs)} runs)" if several else "")
-            for name in dict.fromkeys(names)
-        ]
+        """What its runs are flagged with, in short, gravest first."""
+        return in_short(doubts(self.records))
 
 
 def _of_seeds(seeds: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from reports import stats
 from reports.configurations import Configuration, configurations
+from reports.doubts import SEVERITIES, doubts
 from reports.load import Tables
 from reports.tables.summary import COLUMNS
 
@@ -24,8 +25,20 @@ def _row(c: Configuration) -> dict[str, object]:
         **shown,
         **_spreads(c),
         **_spec(c),
+        **_flags(c),
         "reason": next((r.record.reason for r in c.runs if r not in c.completed), first.reason),
     }
+
+
+def _flags(c: Configuration) -> dict[str, object]:
+    """Return the flags of its runs, those of each severity by themselves."""
+    told = doubts(c.records)
+    return {
+        f"flags_{severity}": "; ".join(
+            f"{d.name} {d.carried}/{d.of}" for d in told if d.severity == severity
+        ) or None
+        for severity in SEVERITIES
+    }  # fmt: skip
 
 
 def _spreads(c: Configuration) -> dict[str, object]:

@@ -28,6 +28,8 @@ class Drawn:
     csv: str
     """Exactly what is plotted."""
     inline: str
+    folded: bool = False
+    """Whether the page shows it on demand alone."""
 
 
 def draw_all(tables: Tables, name: str) -> Iterator[Drawn]:
@@ -49,4 +51,5 @@ def _draw(plot: plots.Plot, name: str, data: pd.DataFrame, theme: Theme) -> Draw
         png = to_png(figure)
     inline = for_page(svg, name.replace(".", "-"), theme, plot.TITLE)
     csv = data.to_csv(index=False, lineterminator="\n")
-    return Drawn(name, plot.TITLE, plot.CAPTION, wide, svg, png, csv, inline)
+    folded = getattr(plot, "FOLDED", False)
+    return Drawn(name, plot.TITLE, plot.CAPTION, wide, svg, png, csv, inline, folded)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from bench.records import Failure
-from reports import headline, stats, units
+from reports import headline, misgivings, stats, units
 from reports.comparisons import Comparison, compare
 from reports.configurations import Configuration, configurations
+from reports.doubts import doubts
 from reports.headline import BASES
 from reports.load import Tables
-from reports.run import Run
 
 LOPSIDED = 0.9
 """Share of one and the same answer from which on zero-shot is called lopsided."""
@@ -28,26 +28,28 @@ class Finding:
     """One sentence or two. Words between backticks are names from the record."""
 
     kind: str
-    """``outcome``, ``memory``, ``accuracy``, ``time`` or ``doubt``."""
+    """``outcome``, ``invalid``, ``memory``, ``accuracy``, ``time`` or ``doubt``."""
     text: str
 
 
 def findings(tables: Tables) -> list[Finding]:
     """Return the findings of all sections, outcomes and doubts of the whole folder around them."""
     found = [*_outcomes(tables)]
-    told: list[tuple[str, Callable[[Tables], Iterator[str]]]] = [
-        ("memory", _walls),
-        ("memory", _sizes),
-        ("memory", _predictions),
-        ("accuracy", _setbacks),
-        ("accuracy", _accuracies),
-        ("accuracy", _lopsided),
-        ("time", _times),
-    ]
+    found += [Finding("invalid", text) for text in misgivings.invalid(tables)]
     for section in tables.sections():
         part = tables.only(section)
-        found += [Finding(kind, text) for kind, tell in told for text in tell(part)]
-    return [*found, *_doubts(tables)]
+        valid = part.valid()
+        told: list[tuple[str, Callable[[Tables], Iterator[str]], Tables]] = [
+            ("memory", _walls, part),  # an invalid run may be out of memory, never the better one
+            ("memory", _sizes, valid),
+            ("memory", _predictions, valid),
+            ("accuracy", _setbacks, valid),
+            ("accuracy", _accuracies, part),  # leaves invalid pairs out itself
+            ("accuracy", _lopsided, valid),
+            ("time", _times, valid),
+        ]
+        found += [Finding(kind, text) for kind, tell, on in told for text in tell(on)]
+    return [*found, *(Finding("doubt", text) for text in misgivings.doubtful(tables))]
 
 
 def _outcomes(tables: Tables) -> Iterator[Finding]:
@@ -82,6 +84,8 @@ def _wall(c: Configuration, made: list[Configuration]) -> str:
         told += f" after reaching {units.size(reached)}"
     elif used is not None:
         told += f" with {units.size(used)} in use"
+    marks = [d.name for d in doubts([record]) if d.severity == "invalid"]
+    told += f" (flagged invalid: {', '.join(f'`{name}`' for name in marks)})" if marks else ""
     lived = "; ".join(_survived(other) for other in made if _comparable(other, c))
     same = "Under the same limit" if record.spec.memory_limit_bytes else "On the same machine"
     return f"{told}. {same} {lived}." if lived else f"{told}."
@@ -93,7 +97,8 @@ def _comparable(other: Configuration, refused: Configuration) -> bool:
         b.model, b.task, b.dtype, b.batch_size, b.seq_len, b.memory_limit_bytes
     )  # fmt: skip
     same = same and other.first.machine == refused.first.machine
-    return same and other.status == "completed" and a.method != b.method
+    sound = other.status == "completed" and not any(run.is_invalid for run in other.runs)
+    return same and sound and a.method != b.method
 
 
 def _survived(c: Configuration) -> str:
@@ -168,6 +173,8 @@ def _accuracies(tables: Tables) -> Iterator[str]:
     """Tell each pair of methods; several seeds must all agree before one is called better."""
     pairs: dict[tuple[str, str, str], list[Comparison]] = {}
     for c in compare(tables):
+        if c.invalid:
+            continue  # shown in the table, yet without a verdict
         pairs.setdefault((c.facet, c.a.name, c.b.name), []).append(c)
     told_first = sorted(pairs.values(), key=_undecided)
     for several in told_first[:MOST_PAIRS]:
@@ -245,28 +252,3 @@ def _times(tables: Tables) -> Iterator[str]:
             medians.sort()
         each = _listed([f"{series} {units.duration(median)}" for median, series in medians])
         yield f"Median time of a step on `{facet}` ({alike[0].first.machine}): {each}."
-
-
-def _doubts(tables: Tables) -> Iterator[Finding]:
-    grave = [r for r in tables.entries if any(f.severity != "info" for f in r.record.flags)]
-    if grave:
-        text = f"Measurements are in doubt in {units.plural(len(grave), 'run')}; see below."
-        yield Finding("doubt", text)
-    timed = [r.record for r in tables.entries if r.record.spec.measure == "time"]
-    seen = {r.environment.model_dump_json() for r in timed if r.environment}
-    if len(seen) > 1:
-        yield Finding(
-            "doubt",
-            f"The timed runs come from {len(seen)} environments (see the end of the page): "
-            "compare times between them with care.",
-        )
-    random = {r.spec.model for r in tables.entries if r.record.evaluations and _random(r)}
-    if random:
-        names = ", ".join(f"`{name}`" for name in sorted(random))
-        yield Finding(
-            "doubt", f"Weights drawn at random, so accuracy means nothing there: {names}."
-        )
-
-
-def _random(run: Run) -> bool:
-    return run.record.model is not None and run.record.model.source == "random"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 
 import pandas as pd
 
@@ -40,6 +41,12 @@ class Tables:
         runs = sorted(first, key=lambda section: (first[section], section))
         return list(dict.fromkeys([*runs, *([speed.SECTION] if self.speeds else [])]))
 
+    def valid(self) -> Tables:
+        """Return the tables without the runs whose measurements must not be used."""
+        if not any(run.is_invalid for run in self.entries):
+            return self
+        return replace(from_runs(r for r in self.entries if not r.is_invalid), speeds=self.speeds)
+
     def only(self, section: str) -> Tables:
         """Return the tables of one section."""
         entries = tuple(run for run in self.entries if run.section == section)
@@ -56,9 +63,18 @@ def _within(frame: pd.DataFrame, section: str) -> pd.DataFrame:
     return frame[frame["section"] == section].reset_index(drop=True)
 
 
-def load(records: Sequence[RunRecord], speeds: Sequence[StepSpeed] = ()) -> Tables:
-    """Return the tables of some records, which may come from several suites and machines."""
-    return replace(from_runs(place(records)), speeds=tuple(speeds))
+def load(
+    records: Sequence[RunRecord],
+    speeds: Sequence[StepSpeed] = (),
+    folders: Sequence[Path] = (),
+) -> Tables:
+    """Return the tables of some records, which may come from several suites and machines.
+
+    ``folders`` are those of the records, one each, where traces may lie; or none.
+    """
+    beside = {id(record): folder for record, folder in zip(records, folders, strict=False)}
+    runs = [replace(run, folder=beside.get(id(run.record))) for run in place(records)]
+    return replace(from_runs(runs), speeds=tuple(speeds))
 
 
 def from_runs(runs: Iterable[Run]) -> Tables:

@@ -14,7 +14,7 @@ from reports import export, page, speed
 from reports.figures import Drawn, draw_all
 from reports.findings import Finding, findings
 from reports.load import Tables, load
-from reports.table import MARKS
+from reports.table import MARKS, safe
 from reports.tables import failures
 
 PAGE = "report.html"
@@ -110,6 +110,8 @@ def _markdown(tables: Tables, found: list[Finding]) -> str:
         parts.append(f"## {heading or name}")
         for made in page.leading(part).values():
             parts += [made.markdown().rstrip()]
+            notes = [f"- {safe(text)}" for text in made.footnotes]
+            parts += ["\n".join(notes)] if notes else []
             parts += [f"No run here has: {'; '.join(made.absent)}."] if made.absent else []
             parts += [f"n/a: {' '.join(made.reasons)}"] if made.reasons else []
     parts.append(", ".join(f"{mark} {quality}" for quality, (mark, _) in MARKS.items() if mark))
@@ -120,7 +122,8 @@ def told(results: Path, out: Path) -> dict[str, object]:
     """Build the report as ``build`` does, and return what it says and where it is."""
     speeds = read_step_speeds(results)
     records = [] if speeds and not any(results.rglob(RECORD)) else read_results(results)
-    tables = load(records, speeds)
+    folders = [path.parent for path in sorted(results.rglob(RECORD))]  # as read_results has them
+    tables = load(records, speeds, folders)
     found = findings(tables)
     return _told(tables, found, _write(tables, found, out))
 

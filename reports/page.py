@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from bench.records import STATUSES, RunRecord
 from bench.records.step_speed import StepSpeed
 from reports import settings, speed, tables, units
+from reports.doubts import SEVERITIES, SYMBOLS, WORDS
 from reports.figures import Drawn
 from reports.findings import Finding
 from reports.load import Tables
@@ -74,6 +75,7 @@ def render(found: list[Finding], data: Tables, drawn: dict[str, list[Drawn]]) ->
         blocks=_blocks(files, data, "page"),
         appendix=_blocks(files, data, "appendix"),
         marks=MARKS,
+        flags=[(SYMBOLS[s], s, WORDS[s]) for s in SEVERITIES],
         colours=theme.colours(),
     )
 

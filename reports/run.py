@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bench.records import Environment, Evaluation, RunRecord, RunSpec
 from reports import headline, settings, stats
@@ -38,6 +39,13 @@ class Run:
     parameter_bytes: int | None = None
     zero_shot: Evaluation | None = None
     """Of the same model, task, prompt and examples, before any step."""
+    folder: Path | None = None
+    """Where its files lie; None for a record without any."""
+
+    @property
+    def is_invalid(self) -> bool:
+        """Whether a flag says that what was measured must not be used."""
+        return any(flag.severity == "invalid" for flag in self.record.flags)
 
     @property
     def spec(self) -> RunSpec:

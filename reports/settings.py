@@ -35,6 +35,9 @@ _WORDS: dict[str, Callable[[RunSpec], str]] = {
     "eval_examples": lambda s: (
         f"{s.eval_examples:,} held-back examples" if s.eval_examples else ""
     ),
+    "target_accuracy": lambda s: (
+        f"target {units.percent(s.target_accuracy)}" if s.target_accuracy else ""
+    ),
     "memory_limit_bytes": lambda s: (
         f"limit {units.size(s.memory_limit_bytes)}" if s.memory_limit_bytes else ""
     ),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from bench.records import RunRecord
 from reports import units
+from reports.doubts import SEVERITIES, Doubt, doubts, grave
 
 Raw = str | int | float | None
 
@@ -38,6 +40,13 @@ class Cell:
     kind: str = ""
     """Look of the cell: ``status-<status>``, ``severity-<severity>``, ``method``, ``code``;
     ``alarm`` for what must be seen (its words say why)."""
+    doubts: tuple[Doubt, ...] | None = None
+    """What the runs of its row are flagged with; None where the row is not about runs."""
+
+    @property
+    def warnings(self) -> list[Doubt]:
+        """Return what the cell is marked with: all doubts but remarks."""
+        return grave(self.doubts or ())
 
     @property
     def mark(self) -> str:
@@ -48,7 +57,8 @@ class Cell:
     def line(self) -> str:
         """Return the cell on one line, for Markdown."""
         sub = f"({self.sub})" if self.sub else ""
-        return " ".join(filter(None, (self.text, sub, self.mark)))
+        symbols = "".join(dict.fromkeys(doubt.symbol for doubt in self.warnings))
+        return " ".join(filter(None, (symbols, self.text, sub, self.mark)))
 
     @property
     def missing(self) -> bool:
@@ -66,6 +76,11 @@ def number(
 def missing(reason: str) -> Cell:
     """Return the cell of a number that is not there; ``reason`` says why."""
     return Cell(units.NA, quality="unavailable", tip=reason)
+
+
+def of_runs(cell: Cell, records: Iterable[RunRecord]) -> Cell:
+    """Return the cell, marked with the flags of the runs that its row is about."""
+    return replace(cell, doubts=doubts(list(records)))
 
 
 @dataclass(frozen=True)
@@ -90,10 +105,24 @@ class Table:
     absent: tuple[str, ...] = ()
     """Columns left out because no row has a number in them, with the reasons."""
 
+    @property
+    def footnotes(self) -> list[str]:
+        """Return what the marks of its rows stand for, once each, gravest first."""
+        several = [doubt for row in self.rows for cell in row for doubt in cell.warnings]
+        texts: dict[tuple[str, str, str], list[str]] = {}
+        for d in sorted(several, key=lambda d: (SEVERITIES.index(d.severity), d.name)):
+            texts.setdefault((d.symbol, d.name, d.severity), []).extend(d.texts)
+        return [f"{symbol} {name} ({severity}): {_few(told)}"
+                for (symbol, name, severity), told in texts.items()]  # fmt: skip
+
     def frame(self) -> pd.DataFrame:
-        """Return the raw values, one column per ``key``."""
+        """Return the raw values, one column per ``key``; of rows about runs, their flags too."""
         rows = [[cell.value for cell in row] for row in self.rows]
-        return pd.DataFrame(rows, columns=[column.key for column in self.columns], dtype=object)
+        made = pd.DataFrame(rows, columns=[column.key for column in self.columns], dtype=object)
+        about = [[cell.doubts for cell in row if cell.doubts is not None] for row in self.rows]
+        if any(about):
+            made["flags"] = [_raw(several) for several in about]
+        return made
 
     def csv(self) -> str:
         """Return the raw values as CSV; what is missing is empty."""
@@ -125,16 +154,27 @@ def table(columns: Iterable[Column], rows: Iterable[Iterable[Cell]], note: str =
     return Table(chosen, tuple(kept), note, tuple(reasons), left_out)
 
 
+def _few(texts: list[str]) -> str:
+    """Return the first of some texts, and how many others there are."""
+    told = list(dict.fromkeys(texts))
+    return told[0] if len(told) == 1 else f"{told[0]} (and {len(told) - 1} in other words)"
+
+
+def _raw(several: list[tuple[Doubt, ...]]) -> str | None:
+    told = dict.fromkeys(doubt.raw for doubts in several for doubt in doubts)
+    return "; ".join(told) or None
+
+
 def _reason(tips: list[str]) -> str:
     """Return the reason given most often, the first of equals."""
     return max(dict.fromkeys(tips), key=tips.count).rstrip(".")
 
 
 def _line(texts: Iterable[str]) -> str:
-    return "| " + " | ".join(_safe(text) for text in texts) + " |"
+    return "| " + " | ".join(safe(text) for text in texts) + " |"
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """Return text that can't break out of a Markdown cell or smuggle HTML into it."""
     text = text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
     return text.replace("&", "&amp;").replace("<", "&lt;")

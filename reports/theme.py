@@ -56,6 +56,17 @@ _OTHER = (
     Colour("other-5", "#2b8a99", "#6fd0de"),
     Colour("other-6", "#6a7f1e", "#b5cc5a"),
 )
+_PHASES = {
+    "load": "muted",
+    "train": "accent",
+    "evaluate": "good",
+    "perturb": "other-3",
+    "forward": "other-5",
+    "backward": "other-4",
+    "update": "other-2",
+    "anchor": "other-1",
+}
+"""Phase -> name of its colour; all others share one."""
 _OTHER_MARKERS = ("v", "P", "X", "h", "<", "p", ">")
 
 
@@ -94,6 +105,11 @@ class Theme:
         if method in _KNOWN:
             return _KNOWN[method][1]
         return _OTHER_MARKERS[_stable(method) % len(_OTHER_MARKERS)]
+
+    def phase(self, name: str) -> str:
+        """Return the colour of a phase of a run."""
+        wanted = _PHASES.get(name, "warn")
+        return next(colour.light for colour in self.colours() if colour.name == wanted)
 
     def colours(self) -> list[Colour]:
         """Return every colour that a figure or the page may use."""

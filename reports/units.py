@@ -51,15 +51,16 @@ def tick_size(n: float, _: object = None) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """Return a number of a unit that records use: B, s, or 1 for a count.
+    """Return a number of a unit that records use: B, s, h, J, degC, or 1 for a count.
 
-    >>> quantity(2**20, "B"), quantity(0.5, "s"), quantity(1234, "1")
-    ('1.00 MiB', '500 ms', '1,234')
+    >>> quantity(2**20, "B"), quantity(0.5, "s"), quantity(1234, "1"), quantity(31, "degC")
+    ('1.00 MiB', '500 ms', '1,234', '31 °C')
 
     """
-    if unit == "B":
-        return size(value)
-    return duration(value) if unit == "s" else f"{value:,}"
+    if unit == "degC":
+        return f"{value:g} °C"
+    words = {"B": size, "s": duration, "h": hours, "J": joules}.get(unit)
+    return words(value) if words else f"{value:,}"
 
 
 def duration(seconds: float) -> str:
@@ -91,6 +92,30 @@ def interval(low: float, high: float) -> str:
     if first.split(" ")[1] == last.split(" ")[1]:
         first = first.split(" ")[0]
     return f"{first}{DASH}{last}"
+
+
+def joules(value: float) -> str:
+    """Return an energy in the unit that suits it.
+
+    >>> joules(1234), joules(2_500_000)
+    ('1.23 kJ', '2.50 MJ')
+
+    """
+    for unit, name in ((1e6, "MJ"), (1e3, "kJ")):
+        if abs(value) >= 0.9995 * unit:
+            return f"{digits(value / unit)} {name}"
+    return f"{digits(value)} J"
+
+
+def watt_hours(joules: float) -> str:
+    """Return an energy as electricity is billed.
+
+    >>> watt_hours(3600), watt_hours(7.2e6)
+    ('1.00 Wh', '2.00 kWh')
+
+    """
+    value = joules / 3600
+    return f"{digits(value / 1e3)} kWh" if abs(value) >= 999.5 else f"{digits(value)} Wh"
 
 
 def hours(value: float) -> str:

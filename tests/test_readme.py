@@ -21,7 +21,10 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("C*.md
 
 def first_line(path: Path) -> str:
     if path.suffix == ".toml":
-        return tomllib.loads(path.read_text())["title"]
+        text = path.read_text()
+        if "title" in (read := tomllib.loads(text)):
+            return str(read["title"])
+        return re.split(r"(?<=\.) ", text.splitlines()[0].removeprefix("# "))[0]
     doc = ast.get_docstring(ast.parse(path.read_text())) or ""
     return doc.splitlines()[0] if doc else ""
 

@@ -1,4 +1,4 @@
-"""``zometer bench step``: how fast a step is, beside its forward passes and the textbook."""
+"""``zometer bench``: the engine and the harness themselves; how fast a step is, and more."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.cli import monitor
 from bench.records.step_speed import (
     STEP_SPEED,
     TEXTBOOK,
@@ -33,9 +34,7 @@ _HEADINGS = (
 )  # fmt: skip
 
 
-@app.callback()
-def _group() -> None:
-    """Keep ``step`` a command of its own, though it is the only one."""
+app.command("monitor")(monitor.monitor)
 
 
 @app.command("step")

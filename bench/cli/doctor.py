@@ -7,63 +7,81 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
-import pynvml
 import torch
 import typer
-from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
 from bench import environment, trackers
+from bench.checkup import gpus, host
+from bench.checkup.finding import Finding
+from bench.cli import selfcheck
+from bench.devices import rapl
+from bench.devices.answer import Unavailable
+from bench.devices.nvml import Devices, open_devices
 from zo_core import noise
 
-State = Literal["exact", "ok", "note", "unavailable"]
-_COLOURS = {"exact": "green", "ok": "green", "note": "yellow", "unavailable": "red"}
-
-
-class Finding(BaseModel):
-    """One thing looked at."""
-
-    what: str
-    state: State
-    detail: str
+_COLOURS = {
+    "exact": "green",
+    "sampled": "cyan",
+    "ok": "green",
+    "note": "yellow",
+    "unavailable": "red",
+}
+_DEADLINE_SECONDS = 2.0
+_WIDTH = 124
 
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--selfcheck", help="Allocate known bytes, do known work, and judge every meter."
+        ),
+    ] = False,
 ) -> None:
-    """Say what this machine can measure, and why not where it can't."""
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    findings = list(examine(device))
-    if as_json:
-        read = environment.read(device)
-        body = {
-            "environment": read.model_dump(),
-            "findings": [f.model_dump() for f in findings],
-        }
-        print(json.dumps(body, indent=1))
+    """Say what this machine can measure, and why not where it can't.
+
+    With --selfcheck also whether it tells the truth: exit code 3 where a meter does not.
+    """
+    if check:
+        selfcheck.run(as_json)
         return
+    with open_devices(deadline_seconds=_DEADLINE_SECONDS) as devices:
+        device = _device(devices)
+        findings = list(examine(device, devices))
+        if as_json:
+            print(json.dumps(_body(device, devices, findings), indent=1))
+            return
     table = Table("what", "state", "detail", box=None, pad_edge=False)
     for f in findings:
         table.add_row(f.what, f"[{_COLOURS[f.state]}]{f.state}[/]", f.detail)
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=_WIDTH)).print(table)
 
 
-def examine(device: str) -> Iterator[Finding]:
-    """Look at everything that decides what can be measured with ``device``."""
-    read = environment.read(device)
-    yield Finding(
-        what="processor", state="ok", detail=f"{read.cpu}, {read.cpu_cores} cores usable"
-    )
-    yield Finding(what="memory", state="ok", detail=f"{read.memory_total_bytes / 2**30:.1f} GiB")
-    yield _accelerator()
+def examine(device: str, devices: Devices | None = None) -> Iterator[Finding]:
+    """Look at everything that decides what can be measured with ``device``, for two seconds."""
+    if devices is None:
+        with open_devices(deadline_seconds=_DEADLINE_SECONDS) as opened:
+            yield from examine(device, opened)
+        return
+    cores = environment.usable_cores()
+    cpu = f"{environment.cpu_name()}, {cores} cores usable"
+    yield Finding(what="processor", state="ok", detail=cpu)
+    yield from host.findings()
+    # NVML before torch: a context of our own would be found on a GPU that is idle.
+    yield from gpus.findings(devices)
+    yield _accelerator(devices)
     for module in trackers.modules().values():
         yield _tracker(module, device)
-    yield _nvml()
     yield Finding(what="seconds", state="exact", detail="monotonic clock of the process")
-    yield Finding(what="energy", state="unavailable", detail="no meter is built in yet")
+    sampled = "by a process of its own; each record says how often it looked, --selfcheck whether"
+    yield Finding(what="sampler", state="sampled", detail=f"{sampled} it sees what is known")
+    yield from _cpu_energy()
     kernel, reason = noise.kernel_in_use(torch.device(device))
     yield Finding(
         what="noise kernel",
@@ -73,6 +91,24 @@ def examine(device: str) -> Iterator[Finding]:
     yield _hub()
     free = shutil.disk_usage(Path.cwd()).free
     yield Finding(what="disk", state="ok", detail=f"{free / 2**30:.1f} GiB free here")
+
+
+def _hangs(devices: Devices) -> bool:
+    return devices.unavailable is not None and devices.unavailable.flag == "nvml_hangs"
+
+
+def _device(devices: Devices) -> str:
+    """Return what runs would use; torch is not asked where the driver hangs, for it would too."""
+    return "cuda:0" if not _hangs(devices) and torch.cuda.is_available() else "cpu"
+
+
+def _body(device: str, devices: Devices, findings: list[Finding]) -> dict[str, Any]:
+    hangs = _hangs(devices)
+    return {
+        "environment": None if hangs else environment.read(device).model_dump(),
+        "findings": [f.model_dump() for f in findings],
+        "devices": gpus.facts(devices),
+    }
 
 
 def _tracker(module: ModuleType, device: str) -> Finding:
@@ -86,24 +122,29 @@ def _tracker(module: ModuleType, device: str) -> Finding:
     return Finding(what=module.TITLE, state="exact", detail=f"on {device}")
 
 
-def _accelerator() -> Finding:
+def _accelerator(devices: Devices) -> Finding:
+    what = "accelerator"
+    if _hangs(devices):
+        text = "torch was not asked: it would hang with the driver"
+        return Finding(what=what, state="unavailable", detail=text)
     names = environment.device_names()
     if names:
-        return Finding(what="accelerator", state="ok", detail=", ".join(names))
-    return Finding(what="accelerator", state="note", detail="torch sees none; runs use the CPU")
+        return Finding(what=what, state="ok", detail=", ".join(names))
+    return Finding(what=what, state="note", detail="torch sees none; runs use the CPU")
 
 
-def _nvml() -> Finding:
-    what = "NVML (device and process memory, power)"
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return Finding(what=what, state="unavailable", detail=str(error))
-    try:
-        detail = f"driver {pynvml.nvmlSystemGetDriverVersion()}; seen, not yet used by a tracker"
-        return Finding(what=what, state="note", detail=detail)
-    finally:
-        pynvml.nvmlShutdown()
+def _cpu_energy() -> Iterator[Finding]:
+    what = "CPU energy (RAPL)"
+    found = rapl.packages()
+    if isinstance(found, Unavailable):
+        yield Finding(what=what, state="unavailable", detail=found.reason)
+        return
+    for package in found:
+        read = package.energy_joules()
+        if isinstance(read, Unavailable):
+            yield Finding(what=what, state="unavailable", detail=read.reason)
+        else:
+            yield Finding(what=what, state="exact", detail=f"{package.name}, {read.source}")
 
 
 def _hub() -> Finding:

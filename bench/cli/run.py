@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench import executor, store, suite
+from bench import executor, snapshot, store, suite
 from bench.cell import Cell
-from bench.records import RECORD, RunRecord, UserError
+from bench.records import RECORD, SEVERITIES, RunRecord, UserError
 
 _INTERRUPTED = 130
 _INCOMPLETE = 4
@@ -41,24 +41,46 @@ def run(
     ] = "*",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs, make none.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a run.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 if a run carries an invalid flag.")
+    ] = False,
+    retry_invalid: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Run again, N times at most, what carries an invalid flag."
+        ),
+    ] = 0,
+    memory_snapshot: Annotated[
+        bool,
+        typer.Option(
+            "--memory-snapshot",
+            help="Keep torch's allocator snapshot of runs on CUDA, for pytorch.org/memory_viz.",
+        ),
+    ] = False,
 ) -> None:
     """Run a suite. Finished runs are kept, so the same command resumes after an interrupt."""
     cells = _chosen(name, only)
     if dry_run:
         _show_plan(cells, out, as_json)
         return
+    if memory_snapshot:
+        _refuse_needless_snapshot(cells)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the running cell as well
     with store.opened(out):
         done = store.finished(out, cells)
-        missing = [c for c in cells if c.spec.key not in done]
         if as_json:
             for record in done.values():
                 _tell(record, out)
         try:
+            store.queue_again(out, cells, done, retry_invalid)
+            missing = [c for c in cells if c.spec.key not in done]
             with _View(len(cells), len(done), as_json) as view:
-                for record in executor.run(out, missing, view.progress):
-                    done[record.key] = record
-                    view.ended(record, out)
+                while missing:
+                    for record in executor.run(out, missing, view.progress, memory_snapshot):
+                        done[record.key] = record
+                        view.ended(record, out)
+                    missing = store.queue_again(out, missing, done, retry_invalid)
+                    view.again(len(missing))
         except KeyboardInterrupt:
             print(
                 f"\nInterrupted: {len(done)} of {len(cells)} runs are finished and kept in {out}. "
@@ -67,7 +89,9 @@ def run(
             )
             raise typer.Exit(_INTERRUPTED) from None
     folder = out / cells[0].suite
-    _summarise([done[c.spec.key] for c in cells], folder, as_json)
+    records = [done[c.spec.key] for c in cells]
+    _summarise(records, folder, as_json)
+    _leave(records, strict)
 
 
 def _chosen(name: str, only: str) -> list[Cell]:
@@ -79,6 +103,15 @@ def _chosen(name: str, only: str) -> list[Cell]:
             f"zometer run {shlex.quote(name)} --dry-run"
         )
     return cells
+
+
+def _refuse_needless_snapshot(cells: list[Cell]) -> None:
+    reasons = [snapshot.needs_cuda(c.spec.device) for c in cells]
+    if all(reasons):
+        raise UserError(
+            f"--memory-snapshot: {reasons[0]}. None of the {len(cells)} runs is on CUDA; leave "
+            "the option out, or set device in the suite."
+        )
 
 
 def _show_plan(cells: list[Cell], out: Path, as_json: bool) -> None:
@@ -122,6 +155,10 @@ class _View:
         detail = f"{spec.group}: {spec.method} on {spec.model}, {phase}"
         self._bar.update(self._one, total=spec.steps, completed=steps, detail=detail)
 
+    def again(self, count: int) -> None:
+        """Take runs back that are queued anew."""
+        self._bar.advance(self._all, -count)
+
     def ended(self, record: RunRecord, out: Path) -> None:
         self._bar.advance(self._all)
         if self._as_json:
@@ -138,11 +175,11 @@ class _View:
 def _tell(record: RunRecord, out: Path) -> None:
     path = out / record.suite / record.key / RECORD
     line = {"key": record.key, "status": record.status, "reason": record.reason}
-    print(json.dumps({**line, "record": str(path)}), flush=True)
+    flags = [flag.model_dump() for flag in record.flags]
+    print(json.dumps({**line, "flags": flags, "record": str(path)}), flush=True)
 
 
 def _summarise(records: list[RunRecord], folder: Path, as_json: bool) -> None:
-    bad = [r for r in records if r.status in ("failed", "timed_out")]
     keys = {r.key for r in records}
     others = sorted(p.parent.name for p in folder.glob(f"*/{RECORD}") if p.parent.name not in keys)
     odd = [r for r in records if r.status in ("failed", "timed_out", "unsupported")]
@@ -154,6 +191,8 @@ def _summarise(records: list[RunRecord], folder: Path, as_json: bool) -> None:
         console.print(counts)
         for record in odd:
             console.print(f"{record.key}: {record.reason}", highlight=False, soft_wrap=True)
+        for line in _flag_lines(records):
+            console.print(line, highlight=False, soft_wrap=True)
         if others:
             console.print(
                 f"{len(others)} finished runs in {folder} are not among these; a report shows "
@@ -162,7 +201,29 @@ def _summarise(records: list[RunRecord], folder: Path, as_json: bool) -> None:
                 soft_wrap=True,
             )
         print(f"Results: {folder}   Next: zometer report {shlex.quote(str(folder))}")
-    if bad:
+
+
+def _flag_lines(records: list[RunRecord]) -> list[str]:
+    """Say how many flags of each severity there are, and each once with the runs it is of."""
+    lines = []
+    for severity in SEVERITIES:
+        runs: dict[str, list[str]] = {}
+        for record in records:
+            for name in dict.fromkeys(f.name for f in record.flags if f.severity == severity):
+                runs.setdefault(name, []).append(record.key)
+        if not runs:
+            continue
+        count = sum(f.severity == severity for r in records for f in r.flags)
+        lines.append(f"{severity}: {count} flag{'s' if count > 1 else ''}")
+        lines += [f"  {name}: {', '.join(keys)}" for name, keys in sorted(runs.items())]
+    return lines
+
+
+def _leave(records: list[RunRecord], strict: bool) -> None:
+    """Turn how the runs ended into the exit code."""
+    if any(r.status in ("failed", "timed_out") for r in records):
         raise typer.Exit(_INCOMPLETE)
-    if len(odd) == len(records):
+    if strict and any(map(store.invalid, records)):
+        raise typer.Exit(_ENVIRONMENT)
+    if all(r.status == "unsupported" for r in records):
         raise typer.Exit(_ENVIRONMENT)

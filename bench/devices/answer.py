@@ -56,6 +56,14 @@ SEVERITIES: dict[str, Severity] = {
     "process_list_garbled": "invalid",
     "mapping_ambiguous": "invalid",
     "energy_counter_reset": "invalid",
+    "other_process": "invalid",
+    "not_idle_at_start": "suspect",
+    "unattributed_memory": "suspect",
+    "ecc_errors": "suspect",
+    "sampling_gap": "suspect",
+    "sampler_died": "suspect",
+    "trace_incomplete": "suspect",
+    "host_busy": "suspect",
     "energy_window_short": "suspect",
     "energy_counter_vs_polled": "suspect",
     "nvml_hangs": "suspect",
@@ -65,8 +73,10 @@ SEVERITIES: dict[str, Severity] = {
     "energy_not_attributable": "info",
     "function_missing": "info",
     "mask_cut": "info",
+    "accounting_off": "info",
+    "process_list_filtered": "info",
 }
-"""How much each flag raised in this package weighs. In a timing run ``power_capped`` weighs more:
+"""How much each flag of devices and sampling weighs. In a timing run ``power_capped`` weighs more:
 make it suspect there."""
 
 

@@ -9,6 +9,7 @@ from bench.records.files import RECORD, read_record, read_results, write_atomica
 from bench.records.metrics import METRICS, Metric
 from bench.records.record import (
     SCHEMA_VERSION,
+    SEVERITIES,
     STATUSES,
     Declared,
     Environment,
@@ -29,6 +30,7 @@ __all__ = [
     "METRICS",
     "RECORD",
     "SCHEMA_VERSION",
+    "SEVERITIES",
     "STATUSES",
     "Declared",
     "Environment",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from bench.records import record, step_speed
+from bench.records import monitor_cost, record, step_speed
 from bench.records.metrics import METRICS
 from bench.records.spec import RunSpec
 
@@ -25,12 +25,17 @@ A run is a folder `<results>/<suite>/<key>/`:
 | `events.jsonl` | what happened, a line at a time: phases, steps, evaluations, measurements |
 | `trajectory.bin` | the run as (seed, coefficient) scalars, see `zo_core/trajectory.py` |
 | `log.txt` | everything the process printed |
+| `trace.csv.gz` | what the sampler read while it ran: rows `t_ns,source,device,metric,value` |
+| `sampler.json` | what the sampler found: facts, capabilities with reasons, errors |
+| `snapshot.pickle` | torch's allocator, on request, for pytorch.org/memory_viz |
+| `record.try1.json` ... | records of earlier tries, where `--retry-invalid` made another |
 
 Bytes, seconds and samples are raw; units, medians and intervals are made by `reports`. What is
 missing is absent or null, never 0. A reader refuses a schema version above its own.
 
 `zometer bench step` leaves `<out>/<key>/{step_speed.STEP_SPEED}` instead, a StepSpeed: see
-docs/speed.md.
+docs/speed.md. `zometer bench monitor` leaves `<out>/<key>/{monitor_cost.MONITOR_COST}`, a MonitorCost:
+see docs/measuring.md.
 """
 
 _MODELS: tuple[type[BaseModel], ...] = (
@@ -51,6 +56,10 @@ _MODELS: tuple[type[BaseModel], ...] = (
     step_speed.StepSample,
     step_speed.StepPeak,
     step_speed.PassSpeed,
+    monitor_cost.MonitorCost,
+    monitor_cost.MonitorCase,
+    monitor_cost.WatchCost,
+    monitor_cost.MonitorSample,
 )
 
 

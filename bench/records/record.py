@@ -15,6 +15,7 @@ Status = Literal["completed", "out_of_memory", "timed_out", "failed", "unsupport
 STATUSES: tuple[str, ...] = get_args(Status)
 Quality = Literal["exact", "sampled", "predicted", "estimated", "unavailable"]
 Severity = Literal["invalid", "suspect", "info"]
+SEVERITIES: tuple[str, ...] = get_args(Severity)
 
 
 class _Frozen(BaseModel):
@@ -37,7 +38,8 @@ class Measurement(_Frozen):
     value: int | float | None
     """The number; null exactly where the quality is ``unavailable``."""
     unit: str
-    """Always the metric's own: B for bytes, s for seconds, 1 for a count."""
+    """Always the metric's own: B for bytes, s for seconds, h for hours, J for joules, 1 for a
+    count or a share."""
     quality: Quality
     """``exact`` (a counter that misses nothing), ``sampled``, ``predicted``, ``estimated``, or
     ``unavailable``."""
@@ -45,6 +47,8 @@ class Measurement(_Frozen):
     """The counter it was read from."""
     reason: str | None = None
     """Why it is unavailable."""
+    device: str | None = None
+    """UUID of the GPU (or name of the processor package) it is of; null for the whole job."""
 
     @model_validator(mode="after")
     def _complete(self) -> Measurement:
@@ -69,6 +73,8 @@ class Failure(_Frozen):
     bytes_in_use: int | None = None
     """What the run still held when the error reached the harness, as the limit counts it; less
     than at the refusal itself where the error freed buffers on its way."""
+    bytes_free: int | None = None
+    """What was still to be had then: under the limit, or on the device as its driver says."""
     bytes_limit: int | None = None
     """The limit it was refused under: the spec's, or the device's."""
     log_tail: str = ""
@@ -215,6 +221,10 @@ class Environment(_Frozen):
     """Of the host."""
     devices: list[str]
     """Accelerators that torch sees."""
+    allocator: str | None = None
+    """Kind of torch's allocator on the accelerator; null on the CPU and in older records."""
+    container: str | None = None
+    """What suggests that it ran inside a container; null where nothing does."""
     noise_kernel: str
     """Which implementation of the noise stream ran (they differ in speed alone)."""
     variables: dict[str, str]
@@ -265,7 +275,7 @@ class RunRecord(_Frozen):
     flags: list[Flag] = []
     """Doubts about the measurement."""
     files: dict[str, str] = {}
-    """Name -> file beside the record: the events, the log, the trajectory."""
+    """Name -> file beside the record: the events, the log, the trajectory, the trace."""
 
     @model_validator(mode="after")
     def _defined(self) -> RunRecord:

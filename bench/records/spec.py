@@ -78,8 +78,8 @@ class RunSpec(BaseModel):
     """Settings of the tuning, such as ``r`` of ``lora``."""
     dtype: Dtype = "float32"
     """Of the weights and of the arithmetic."""
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
-    """``cpu``, ``cuda`` or ``cuda:N``."""
+    device: Annotated[str, Field(pattern=r"^(cpu|mps|(cuda|xpu)(:\d+)?)$")] = "cpu"
+    """``cpu``, ``cuda`` or ``cuda:N`` (ROCm too), ``xpu`` or ``xpu:N``, ``mps``."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Examples a step sees."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
@@ -111,6 +111,9 @@ class RunSpec(BaseModel):
     save_every: Annotated[int, Field(ge=0)] = 0
     """Save weights and state after every so many steps, so that a killed run resumes from there.
     A zeroth-order run needs none: it resumes from its trajectory."""
+    target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of right answers whose price is asked for: hours to target are told up to the first
+    evaluation that reaches it. Training does not look at it."""
     eval_batch_size: Annotated[int, Field(ge=1)] = 16
     """Examples evaluated at a time."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

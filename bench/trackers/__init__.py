@@ -3,7 +3,8 @@
 A file has ``TITLE``, ``METRICS`` (name -> definition; those that more than one part of zometer
 uses stand in ``bench.records.METRICS``), and ``tracker(device) -> Tracker``, which
 raises :class:`Unavailable` with the reason where this machine or device has no such thing. One
-that works only in processes started for it has ``elsewhere(device) -> str`` too, which says so.
+that works only in processes started for it has ``elsewhere(device) -> str`` too, which says so;
+``MODES`` names the modes of a run that it is for, where these are not both.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Tracker(Protocol):
     """Reads maxima over a window. Windows don't nest: the monitor folds them into phases."""
 
     def settle(self) -> None:
-        """Bring the memory to rest between a run's main phases: collect, empty caches."""
+        """Bring the memory to rest between a run's main phases: garbage was just collected."""
         ...
 
     def reset(self) -> None:
@@ -48,6 +49,10 @@ class Tracker(Protocol):
 
     def baseline(self) -> list[Reading]:
         """Return what is held now; called once, before the model is loaded."""
+        ...
+
+    def totals(self) -> list[Reading]:
+        """Return counters of the whole run so far."""
         ...
 
 

@@ -8,7 +8,8 @@ To add one, drop a file here that holds
   is not met the plot is left out;
 - ``data(tables) -> DataFrame``: exactly what is plotted. It becomes the CSV file beside the
   figure; an empty one leaves the plot out;
-- ``draw(data, theme) -> Figure``: the figure, from that frame alone.
+- ``draw(data, theme) -> Figure``: the figure, from that frame alone;
+- ``FOLDED``, if it likes: True for a figure that the page shows on demand alone.
 """
 
 from __future__ import annotations

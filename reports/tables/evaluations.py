@@ -9,7 +9,7 @@ from bench.records import Evaluation
 from reports import stats, units
 from reports.load import Tables
 from reports.run import Run
-from reports.table import Cell, Column, Table, missing, number, table
+from reports.table import Cell, Column, Table, missing, number, of_runs, table
 from reports.theme import rank
 
 TITLE = "Evaluations"
@@ -46,7 +46,7 @@ def _row(run: Run, e: Evaluation) -> tuple[Cell, ...]:
     spec, timed = run.spec, run.spec.measure == "time" and e.train_seconds is not None
     seconds = e.train_seconds or 0.0
     return (
-        Cell(run.series, run.series, kind=f"method {spec.method}"),
+        of_runs(Cell(run.series, run.series, kind=f"method {spec.method}"), [run.record]),
         Cell(spec.model, spec.model),
         Cell(str(spec.seed), spec.seed),
         number(f"{e.step:,}", e.step, "exact"),

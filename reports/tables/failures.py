@@ -6,7 +6,7 @@ from bench.records import Failure
 from reports import units
 from reports.load import Tables
 from reports.run import Run
-from reports.table import Cell, Column, Table, missing, number
+from reports.table import Cell, Column, Table, missing, number, of_runs
 from reports.theme import title_of
 
 TITLE = "Runs that did not complete"
@@ -42,7 +42,7 @@ def _row(run: Run) -> tuple[Cell, ...]:
     status = record.status.replace("_", " ")
     limit = (failure.bytes_limit if failure else None) or record.spec.memory_limit_bytes
     return (
-        Cell(status, record.status, kind=f"status-{record.status}"),
+        of_runs(Cell(status, record.status, kind=f"status-{record.status}"), [record]),
         Cell(record.spec.group, record.spec.group),
         Cell(title_of(method), method, kind=f"method {method}"),
         Cell(record.spec.model, record.spec.model),

@@ -36,6 +36,11 @@ _DERIVED = (
      "(linear quartiles), over all seeds together.", _STEPS),
     ("device-hours (train)", "h", "Seconds in training steps, warm-up included, times the number "
      "of devices (one), over 3600; mean over seeds. The machine is named beside it.", _STEPS),
+    ("outside the run", "s", "Seconds of the whole process minus phase_self_seconds of all its "
+     "phases: start of the interpreter, libraries, end.", "wall_seconds, phase_self_seconds"),
+    ("energy, polled", "%", "How far the mean of energy_polled_joules is from that of "
+     "energy_joules. Either is that of the whole job, or else the sum over its devices.",
+     "energy_polled_joules, energy_joules"),
     ("accuracy", "fraction", "Right answers over held-back examples after the last step, never "
      "the best step. ± is the binomial standard error sqrt(p (1 - p) / n); of several "
      "seeds it is their mean, with their sample standard deviation (sd) beside it.", _ANSWERS),

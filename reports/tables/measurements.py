@@ -6,7 +6,7 @@ from bench.records import Measurement
 from reports import units
 from reports.load import Tables
 from reports.run import Run
-from reports.table import Cell, Column, Table, missing, number, table
+from reports.table import Cell, Column, Table, missing, number, of_runs, table
 from reports.theme import rank
 
 TITLE = "All measurements"
@@ -41,7 +41,7 @@ def _row(run: Run, m: Measurement) -> tuple[Cell, ...]:
         text = units.quantity(m.value, m.unit)
         value = number(text, m.value, m.quality, f"{m.value:,} {m.unit}")
     return (
-        Cell(run.series, run.series, kind=f"method {run.spec.method}"),
+        of_runs(Cell(run.series, run.series, kind=f"method {run.spec.method}"), [run.record]),
         Cell(run.spec.model, run.spec.model),
         Cell(str(run.spec.seed), run.spec.seed),
         Cell(m.metric, m.metric, kind="code"),

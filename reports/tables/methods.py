@@ -7,7 +7,7 @@ from collections.abc import Callable
 from reports import stats, units
 from reports.configurations import Configuration, Spread, configurations
 from reports.load import Tables
-from reports.table import Cell, Column, Table, missing, number, table
+from reports.table import Cell, Column, Table, missing, number, of_runs, table
 from reports.theme import title_of
 
 TITLE = "Methods: what they brought, what they spent"
@@ -23,7 +23,7 @@ _NOTE = (
     "accuracy after the last step minus the run's own accuracy before the first, in percentage "
     "points. Means stand on the seeds that completed; the outcome says how the others ended. "
     "State: kept between steps; scratch: at most alive within a step; both beside weights and "
-    "activations. ⚑: see the doubts about the measurements."
+    "activations. ⊘, ⚠, ⚑: see the doubts about the measurements."
 )
 
 
@@ -39,7 +39,8 @@ def rows(tables: Tables) -> Table:
 
 def _method(c: Configuration) -> Cell:
     spec = c.first.spec
-    return Cell(title_of(spec.method), spec.method, c.first.setting, kind=f"method {spec.method}")
+    kind = f"method {spec.method}"
+    return of_runs(Cell(title_of(spec.method), spec.method, c.first.setting, kind=kind), c.records)
 
 
 def _model(c: Configuration) -> Cell:
@@ -51,7 +52,7 @@ def _outcome(c: Configuration) -> Cell:
     others = c.uncompleted
     word = others[0].ended if others else "completed"
     share = f" {len(others)} of {len(c.runs)}" if 0 < len(others) < len(c.runs) else ""
-    told = [units.plural(c.seeds, "seed"), *c.ended, *(f"⚑ {doubt}" for doubt in c.doubts)]
+    told = [units.plural(c.seeds, "seed"), *c.ended, *c.doubts]
     return Cell(word + share, c.status, "; ".join(told), kind=f"status-{c.status}")
 
 

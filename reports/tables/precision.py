@@ -7,7 +7,7 @@ from collections.abc import Callable
 from reports import units
 from reports.configurations import Configuration, Spread, configurations, spread
 from reports.load import Tables
-from reports.table import Cell, Column, Table, missing, number, table
+from reports.table import Cell, Column, Table, missing, number, of_runs, table
 from reports.theme import title_of
 
 TITLE = "Precision: what rounding does"
@@ -45,8 +45,9 @@ def _method(c: Configuration) -> Cell:
     run, own = c.first, ("dtype", "autocast", "options.restore", "options.rounding")
     method, fields = run.spec.method, {k: v for k, v in run.fields.items() if k in own}
     words = [word for word in run.setting.split(", ") if word not in fields.values()]
-    said = [", ".join(words), *c.ended, *(f"⚑ {doubt}" for doubt in c.doubts)]
-    return Cell(title_of(method), method, "; ".join(filter(None, said)), kind=f"method {method}")
+    said = [", ".join(words), *c.ended, *c.doubts]
+    text = "; ".join(filter(None, said))
+    return of_runs(Cell(title_of(method), method, text, kind=f"method {method}"), c.records)
 
 
 def _dtype(c: Configuration) -> Cell:

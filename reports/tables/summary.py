@@ -9,7 +9,7 @@ from reports import stats, units
 from reports.configurations import Configuration, Spread, configurations
 from reports.headline import BASES
 from reports.load import Tables
-from reports.table import Cell, Column, Table, missing, number, table
+from reports.table import Cell, Column, Table, missing, number, of_runs, table
 from reports.theme import title_of
 
 TITLE = "Summary"
@@ -34,7 +34,8 @@ def rows(tables: Tables) -> Table:
 
 def _method(c: Configuration) -> Cell:
     method = c.first.spec.method
-    return Cell(title_of(method), method, c.first.setting, tip=method, kind=f"method {method}")
+    name = Cell(title_of(method), method, c.first.setting, tip=method, kind=f"method {method}")
+    return of_runs(name, c.records)
 
 
 def _model(c: Configuration) -> Cell:
@@ -54,7 +55,7 @@ def _outcome(c: Configuration) -> Cell:
     ended = [run.record.reason for run in c.runs if run.record.status != "completed"]
     status = (others[0].ended if (others := c.uncompleted) else "completed") + share
     reasons = " ".join(dict.fromkeys(ended))
-    text += "".join(f"; ⚑ {doubt}" for doubt in c.doubts)
+    text += "".join(f"; {doubt}" for doubt in c.doubts)
     return Cell(status, c.status, text, tip=reasons, kind=f"status-{c.status}")
 
 

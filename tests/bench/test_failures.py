@@ -34,6 +34,22 @@ def test_errors_are_classified(error, status, size):
     assert failures.first_line(error)
 
 
+@pytest.mark.parametrize(
+    ("limit", "in_use", "on_device", "free"),
+    [
+        (900, 700, None, 200),  # a limit on the CPU
+        (900, 950, None, 0),
+        (None, 700, 80, 80),  # a device
+        (900, 700, 80, 80),  # the wall that is nearer
+        (900, 850, 80, 50),
+        (None, None, None, None),
+        (900, None, None, None),  # never a guess
+    ],
+)
+def test_what_was_free_is_told_where_it_is_known(limit, in_use, on_device, free):
+    assert failures.bytes_free(limit, in_use, on_device) == free
+
+
 def test_a_killed_process_says_by_what():
     assert failures.of_exit(-9, killed_by_kernel=True)[0] == "out_of_memory"
     assert failures.of_exit(-9, killed_by_kernel=False) == (

@@ -78,9 +78,10 @@ def test_a_number_without_definition_or_of_another_unit_is_refused(changes):
 
 def test_the_key_stands_for_every_field_but_not_for_defaults():
     assert SPEC.key == RunSpec(**SPEC.model_dump()).key
-    changed = [{"steps": 4}, {"seed": 1}, {"options": {"eps": 0.1}}, {"measure": "memory"}]
+    changed = [{"steps": 4}, {"seed": 1}, {"options": {"eps": 0.1}}, {"target_accuracy": 0.7}]
     keys = {SPEC.model_copy(update=c).key for c in changed}
     assert len(keys | {SPEC.key}) == 5
+    assert SPEC.digest() == "84d899dc", "a field that was added later renames no finished run"
     one, other = ({"options": {"eps": v}} for v in (1, 1.0))
     assert SPEC.model_copy(update=one).key == SPEC.model_copy(update=other).key
     assert SPEC.key == "main--mezo--opt-tiny--marker--float32--b8-s64--seed0--" + SPEC.digest()

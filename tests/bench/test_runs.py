@@ -14,6 +14,7 @@ import torch
 
 from bench import executor, models, store, tasks
 from bench.cell import EVENTS, read_events, write_cell
+from bench.phases import windows
 from bench.records import read_record
 from zo_core import Closure, Params, Trajectory, derive_seed, methods
 
@@ -45,11 +46,40 @@ def test_a_timed_run_is_whole(tmp_path, tiny_cell):
     assert record.model.trained_parameters == record.model.parameters
     assert record.model.parameter_bytes == 4 * record.model.parameters
     assert record.declared.queries == 2 and record.declared.state_bytes == 0
-    seconds = values(record, "phase_seconds")
-    parts = seconds["load"] + seconds["train"] + seconds["evaluate"]
-    assert parts == pytest.approx(seconds["run"], rel=0.25)
-    assert set(record.files) == {"events", "log", "trajectory"}
+    heap = [m.metric for m in record.measurements if m.metric.startswith("host_allocated")]
+    assert heap == [], "a time run does not count its heap, and misses nothing by it"
+    assert set(record.files) == {"events", "log", "trajectory", "trace", "sampler"}
+    assert all((cell.folder(tmp_path) / name).is_file() for name in record.files.values())
     assert record.environment.cpu_cores >= 1 and "torch" in record.environment.packages
+
+
+def test_the_phases_of_a_timed_run_add_up_to_its_wall_time(tmp_path, tiny_cell):
+    cell = tiny_cell(eval_every=2, steps=6)
+    record = run_one(tmp_path, cell)
+    seconds, own = values(record, "phase_seconds"), values(record, "phase_self_seconds")
+    assert set(own) == {"run", "load", "train", "evaluate", "perturb", "forward", "update"}
+    assert sum(own.values()) == pytest.approx(seconds["run"], rel=0.01)
+    main = seconds["load"] + seconds["train"] + seconds["evaluate"] + own["run"]
+    assert main == pytest.approx(seconds["run"], rel=0.01)
+    inner = own["train"] + own["perturb"] + own["forward"] + own["update"]
+    assert inner == pytest.approx(seconds["train"], rel=0.01)
+    assert 0 < sum(record.steps.seconds) <= seconds["train"] < seconds["run"] < record.wall_seconds
+
+    found = windows(read_events(cell.folder(tmp_path)))
+    spans = {w.name: w for w in found if w.depth <= 1}
+    for phase in ("run", "train", "evaluate", "forward"):
+        told = sum(w.end_ns - w.begin_ns for w in found if w.name == phase) / 1e9
+        assert told == pytest.approx(seconds[phase], rel=0.01), phase
+    assert sum(w.name == "train" for w in found) == 6 and spans["run"].depth == 0
+
+    hours = {m.metric: m for m in record.measurements if m.unit == "h"}
+    assert set(hours) == {f"cpu_hours_{n}" for n in ("reserved", "train", "to_target", "busy")}
+    cores = record.environment.threads
+    reserved = hours["cpu_hours_reserved"].value
+    assert reserved == pytest.approx(record.wall_seconds * cores / 3600)
+    train = sum(record.steps.seconds) * cores / 3600
+    assert hours["cpu_hours_train"].value == pytest.approx(train)
+    assert 0 < hours["cpu_hours_busy"].value and "target_accuracy" in str(hours)
 
 
 @linux
@@ -59,8 +89,11 @@ def test_a_memory_run_has_a_peak_per_phase_and_no_time(tmp_path, tiny_cell):
     assert set(peaks) == {"run", "load", "train", "forward", "backward", "update"}
     assert peaks["run"] >= peaks["train"] >= peaks["update"] > 0
     assert record.steps.seconds is None and not values(record, "phase_seconds")
+    assert not values(record, "phase_self_seconds") and not values(record, "cpu_hours_train")
     assert values(record, "host_baseline_bytes")["run"] < peaks["run"]
-    assert all(m.quality == "exact" for m in record.measurements)
+    exact = [m for m in record.measurements if m.metric.endswith(("peak_bytes", "baseline_bytes"))]
+    assert len(exact) >= 14 and {m.quality for m in exact} == {"exact"}
+    assert not [m for m in record.measurements if m.metric.startswith("device_")]
 
 
 def test_the_trajectory_of_a_run_rebuilds_its_weights(tmp_path, tiny_cell):
@@ -116,8 +149,12 @@ def test_a_memory_limit_ends_one_method_and_lets_another_pass(tmp_path, tiny_cel
     assert first.failure.bytes_limit == limit
     assert 0 < first.failure.bytes_requested < limit
     assert limit / 2 < first.failure.bytes_in_use <= limit
+    assert first.failure.bytes_free == limit - first.failure.bytes_in_use
     taken = values(first, "host_peak_bytes")["run"] - values(first, "host_baseline_bytes")["run"]
-    assert 0.8 * limit < taken <= 1.02 * limit, "it was refused near the wall, not before"
+    # The limit counts private writable memory alone; a resident set counts pages of libraries and
+    # mapped files as well, and which of these are touched after the baseline differs by machine.
+    mapped = 64 * 2**20
+    assert 0.8 * limit < taken <= limit + mapped, "it was refused near the wall, not before"
 
 
 def test_a_run_that_diverges_in_its_last_step_fails_and_can_be_read(tmp_path, tiny_cell):
@@ -163,6 +200,9 @@ def test_a_killed_worker_leaves_a_record(tmp_path, tiny_cell):
     (record,) = executor.run(tmp_path, [cell], kill_once_running)
     assert record.status == "failed" and "SIGKILL" in record.reason
     assert record.steps.losses and record.environment is not None
+    assert record.value("sampling_gap_p50_seconds", "run") > 0, "its trace is there to be read"
+    hours = {m.metric: m for m in record.measurements if m.unit == "h"}
+    assert hours["cpu_hours_train"].value > 0 and "died" in hours["cpu_hours_busy"].reason
 
 
 def test_a_model_that_cannot_be_had_fails_its_own_cells_alone(tmp_path, tiny_cell, monkeypatch):

@@ -26,6 +26,12 @@ def test_axes_are_multiplied_and_keys_are_readable(tiny_suite):
     assert keys[1].startswith("main--mezo--opt-tiny--marker--float32--b4-s16--seed1--")
 
 
+def test_memory_and_time_as_an_axis_are_two_runs(tiny_suite):
+    loaded = suite.load(str(tiny_suite('measure = ["memory", "time"]\n')))
+    assert [c.spec.measure for c in loaded.cells] == ["memory", "time"] * 2
+    assert len({c.spec.key for c in loaded.cells}) == 4
+
+
 def test_exclude_then_include(tiny_suite):
     path = tiny_suite(
         """
@@ -103,6 +109,13 @@ def test_sizes_may_be_written_with_units(tiny_suite):
         ("lr = 1e-3", 'lr = 1e-3\ntuning = "lora"\ntuning_options.rr = 2', "'rr'"),
         ("lr = 1e-3", "lr = 1e-3\ntuning_options.r = inf", "'tuning_options.r'"),
         ("lr = 1e-3", "lr = 1e-3\ncheckpointing = true", "there is no backward pass"),
+        ("lr = 1e-3", 'lr = 1e-3\nmeasure = "both"', "Make two runs: measure = "),
+        ("lr = 1e-3", 'lr = 1e-3\nmeasure = ["memory", "time"]', "among the group's axes"),
+        (
+            "lr = 1e-3",
+            "lr = 1e-3\ntarget_accuracy = 75",
+            "'target_accuracy': Input should be less",
+        ),
         ("lr = 1e-3", 'lr = 1e-3\nscore = "accuracy"', "has no gradient"),
         ("lr = 1e-3", 'lr = 1e-3\nlr_schedule = "linaer"', "'lr_schedule'"),
         ("[axes]", "run2 = 3\n[axes]", "Unknown key 'run2'"),

@@ -10,6 +10,7 @@ import torch
 
 from bench import trackers
 from bench.trackers.host_memory import HostMemory
+from bench.trackers.torch_allocator import NoPeaks, TorchAllocator
 
 MIB = 2**20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is a Linux counter")
@@ -70,26 +71,147 @@ def test_torch_allocator_sees_a_known_allocation(metric):
     known_allocation(tracker, metric, "cuda:0", 64 * MIB, 0.001)
 
 
-def test_torch_allocator_reads_the_statistics_torch_keeps(monkeypatch):
-    """The CUDA path with torch's own statistics scripted: names, reset and order are ours."""
-    calls = []
-    statistics = {"allocated_bytes.all.peak": 512, "reserved_bytes.all.peak": 2048}
-    statistics["requested_bytes.all.peak"] = 400
-    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
-        monkeypatch.setattr(torch.cuda, name, lambda *a, n=name: calls.append(n))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: statistics)
-    tracker = trackers.modules()["torch_allocator"].tracker("cuda:0")
+class Caching:
+    """torch's allocator of one device, in small: 512-byte blocks, a cache, peaks, a capacity."""
+
+    name = "fake"
+
+    def __init__(self, capacity: int = 10**9) -> None:
+        self.capacity, self.calls = capacity, []
+        self.now = dict.fromkeys(("allocated", "reserved", "requested"), 0)
+        self.peak = dict(self.now)
+        self.retries = self.ooms = 0
+
+    def take(self, size: int) -> None:
+        rounded = -(-size // 512) * 512
+        grown = max(0, self.now["allocated"] + rounded - self.now["reserved"])
+        if self.now["reserved"] + grown > self.capacity:
+            self.now["reserved"] = self.now["allocated"]  # the cache is flushed
+            self.retries += 1
+            grown = rounded
+            if self.now["reserved"] + grown > self.capacity:
+                self.ooms += 1
+                raise torch.OutOfMemoryError
+        self._move(allocated=rounded, reserved=grown, requested=size)
+
+    def give(self, size: int) -> None:
+        self._move(allocated=-(-(-size // 512) * 512), requested=-size)
+
+    def _move(self, **by: int) -> None:
+        for name, change in by.items():
+            self.now[name] += change
+            self.peak[name] = max(self.peak[name], self.now[name])
+
+    def memory_stats(self) -> dict[str, int]:
+        assert self.calls[-1] == "synchronize" or self.calls == []
+        stats = {f"{n}_bytes.all.peak": v for n, v in self.peak.items()}
+        return stats | {"num_alloc_retries": self.retries, "num_ooms": self.ooms}
+
+    def reset_peak_memory_stats(self) -> None:
+        self.calls.append("reset")
+        self.peak = dict(self.now)
+
+    def synchronize(self) -> None:
+        self.calls.append("synchronize")
+
+    def empty_cache(self) -> None:
+        self.calls.append("empty_cache")
+        self.now["reserved"] = self.now["allocated"]
+
+
+def device_peaks(tracker: trackers.Tracker) -> dict[str, float]:
+    return {r.metric.split("_")[1]: r.value for r in tracker.read()}
+
+
+def test_torch_allocator_tells_three_peaks_and_forgets_them_at_a_border():
+    torch_ = Caching()
+    tracker = TorchAllocator(torch_)
+    torch_.take(1000)
+    torch_.give(1000)
+    torch_.take(100)
+    assert device_peaks(tracker) == {"allocated": 1024, "reserved": 1024, "requested": 1000}
+    tracker.reset()
+    assert device_peaks(tracker)["allocated"] == 512
+    assert device_peaks(tracker)["reserved"] == 1024, "a border inside a step leaves the cache"
     tracker.settle()
     tracker.reset()
-    values = {r.metric: r.value for r in tracker.read()}
-    assert values == {
-        "device_allocated_peak_bytes": 512,
-        "device_reserved_peak_bytes": 2048,
-        "device_requested_peak_bytes": 400,
+    assert device_peaks(tracker) == {"allocated": 512, "reserved": 512, "requested": 100}
+    assert torch_.calls.count("empty_cache") == 1
+
+
+def test_torch_allocator_counts_refusals_of_the_whole_run():
+    torch_ = Caching(capacity=4096)
+    tracker = TorchAllocator(torch_)
+    torch_.take(3000)
+    torch_.give(3000)
+    torch_.take(512)
+    torch_.take(3584)
+    with pytest.raises(torch.OutOfMemoryError):
+        torch_.take(1)
+    tracker.read()
+    tracker.reset()
+    tracker.read()
+    totals = {r.metric: r.value for r in tracker.totals()}
+    assert totals == {"device_alloc_retries": 1, "device_ooms": 1}
+
+
+def test_a_statistic_that_this_torch_does_not_keep_is_absent(monkeypatch):
+    torch_ = Caching()
+    monkeypatch.setattr(torch_, "memory_stats", lambda: {"allocated_bytes.all.peak": 7})
+    tracker = TorchAllocator(torch_)
+    assert device_peaks(tracker) == {"allocated": 7} and tracker.totals() == []
+
+
+STATISTICS = {f"{name}_bytes.all.peak": 4096 for name in ("allocated", "reserved", "requested")}
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "expected", "source"),
+    [
+        (STATISTICS, 4096, "torch.accelerator"),
+        ({"allocated_bytes.all.peak": 1}, 5, "torch.accelerator"),  # the vendor's has the rest
+        (None, 5, "torch.cuda"),  # torch before 2.9
+    ],
+)
+def test_torch_is_asked_through_its_accelerator_and_else_the_vendor(
+    monkeypatch, accelerator, expected, source
+):
+    calls = []
+    if accelerator is None:
+        monkeypatch.delattr(torch.accelerator, "memory_stats")
+    for module in (torch.accelerator, torch.cuda):
+        for name in ("synchronize", "reset_peak_memory_stats"):
+            note = f"{module.__name__}.{name}"
+            monkeypatch.setattr(module, name, lambda d, n=note: calls.append((n, d)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    five = dict.fromkeys(STATISTICS, 5)
+    if accelerator is not None:
+        monkeypatch.setattr(torch.accelerator, "memory_stats", lambda device: accelerator)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: five)
+    tracker = trackers.modules()["torch_allocator"].tracker("cuda:1")
+    tracker.reset()
+    readings = {r.metric: r for r in tracker.read()}
+    assert readings["device_requested_peak_bytes"].value == expected
+    assert readings["device_requested_peak_bytes"].source.startswith(source)
+    assert {name.rpartition(".")[0] for name, _ in calls} == {source}
+    assert {str(device) for _, device in calls} == {"cuda:1"}
+
+
+def test_mps_is_sampled_at_borders_and_says_so():
+    class Mps:
+        def current_allocated_memory(self) -> int:
+            return 300
+
+        def driver_allocated_memory(self) -> int:
+            return 500
+
+    readings = NoPeaks(Mps()).read()
+    assert {r.metric: r.value for r in readings} == {
+        "device_allocated_peak_bytes": 300,
+        "device_reserved_peak_bytes": 500,
     }
-    wait = "synchronize"
-    assert calls == [wait, "empty_cache", wait, "reset_peak_memory_stats", wait]
+    assert {r.quality for r in readings} == {"sampled"}
+    assert all("keeps no peak" in r.source for r in readings)
 
 
 def test_without_cuda_the_device_figures_are_unavailable_with_a_reason():
@@ -97,6 +219,8 @@ def test_without_cuda_the_device_figures_are_unavailable_with_a_reason():
         pytest.skip("this machine has a CUDA device")
     assert "CUDA" in trackers.available("cuda:0")[1]["torch_allocator"]
     assert "CPU" in trackers.available("cpu")[1]["torch_allocator"]
+    assert "XPU" in trackers.available("xpu")[1]["torch_allocator"]
+    assert "MPS" in trackers.available("mps")[1]["torch_allocator"]
 
 
 _LIMITED = """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,6 +302,63 @@ def precision_records() -> list[RunRecord]:
                                 declared=declared()))  # fmt: skip
     resumed = Flag(name="resumed", severity="info", text="went on from step 20")
     return [*records[:-1], records[-1].model_copy(update={"flags": [resumed]})]
+
+
+Rows = list[tuple[float, str, str, str, float]]
+"""Seconds since the start, source, device, metric, value."""
+START_NS = 5_000_000_000
+
+
+def phase(seconds: float, name: str, depth: int) -> dict[str, Any]:
+    t_ns = START_NS + round(seconds * 1e9)
+    return {"event": "phase", "name": name, "depth": depth, "t_ns": t_ns}
+
+
+def write_trace(
+    folder: Path,
+    rows: Rows,
+    phases: list[dict[str, Any]],
+    cut: int = 0,
+    interval: float | None = 0.05,
+) -> None:
+    """Leave in `folder` what sampler and worker leave; `cut` is off the end of the trace."""
+    lines = ["t_ns,source,device,metric,value"]
+    lines += [f"{START_NS + round(t * 1e9)},{source},{device},{metric},{value!r}"
+              for t, source, device, metric, value in rows]  # fmt: skip
+    packer = zlib.compressobj(wbits=31)
+    text = "".join(f"{line}\n" for line in lines).encode()
+    data = b"".join(packer.compress(text[i : i + 500]) + packer.flush(zlib.Z_SYNC_FLUSH)
+                    for i in range(0, len(text), 500))  # fmt: skip
+    data += packer.flush(zlib.Z_FINISH)
+    (folder / "trace.csv.gz").write_bytes(data[: len(data) - cut])
+    events = [{"event": "start", "at": "2026-11-22T10:00:00Z", "t_ns": START_NS}, *phases]
+    told = "".join(f"{json.dumps(event)}\n" for event in events)
+    (folder / "events.jsonl").write_text(told + '{"event": "step", "cut')
+    if interval is not None:
+        (folder / "sampler.json").write_text(json.dumps({"interval_seconds": interval}))
+
+
+def resident(until: float, size: Callable[[float], float], every: float = 0.05) -> Rows:
+    return [(i * every, "host", "", "rss_bytes", float(size(i * every)))
+            for i in range(round(until / every))]  # fmt: skip
+
+
+def phases_of_steps(steps: int, load: float = 4.0, step: float = 1.0) -> list[dict[str, Any]]:
+    """Load, evaluate, `steps` steps with their inner phases, evaluate."""
+    found = [phase(0.2, "run", 0), phase(0.2, "load", 1), phase(load, "run", 0)]
+    found += [phase(load, "evaluate", 1), phase(load + 2, "run", 0)]
+    begin = load + 2
+    for i in range(steps):
+        at = begin + i * step
+        inner = ("perturb", "forward", "perturb", "forward", "update")
+        found.append(phase(at, "train", 1))
+        for j, name in enumerate(inner):
+            found += [phase(at + step * (j + 0.1) / 5.2, name, 2),
+                      phase(at + step * (j + 1) / 5.2, "train", 1)]  # fmt: skip
+        found.append(phase(at + step * 0.98, "run", 0))
+    end = begin + steps * step
+    found += [phase(end, "evaluate", 1), phase(end + 2, "run", 0), phase(end + 2, "end", -1)]
+    return found
 
 
 def write(folder: Path, records: list[RunRecord]) -> Path:

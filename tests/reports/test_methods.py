@@ -293,6 +293,7 @@ def test_every_field_of_a_spec_that_decides_a_result_tells_two_runs_apart() -> N
         "batch_size": 3, "micro_batch_size": 2, "anchor_examples": 9, "autocast": "bfloat16",
         "checkpointing": True, "seq_len": 7, "steps": 6, "train_examples": 9,
         "eval_examples": 9, "threads": 3, "memory_limit_bytes": 2**30,
+        "target_accuracy": 0.5,
     }  # fmt: skip
     elsewhere = {"group", "method", "model", "seed", "measure", "time_limit_seconds",
                  "warmup_steps", "eval_every", "save_every", "eval_batch_size"}  # fmt: skip

@@ -58,8 +58,14 @@ def grown():
     return text
 
 
-def peak(work):
+def rest():
+    """Do as the monitor does at the borders of main phases."""
+    gc.collect()
     tracker.settle()
+
+
+def peak(work):
+    rest()
     tracker.reset()
     tracker.baseline()
     _kept = work()
@@ -104,7 +110,7 @@ for event in seen.profiler.kineto_results.events():
 found["backprop"] = [most, *(peak(backprop) for _ in range(3))]
 
 gc.disable()
-tracker.settle()
+rest()
 tracker.reset()
 tracker.baseline()
 kept = grown()
@@ -114,7 +120,7 @@ found["left of a grown one"] = [0, tracker._live() - tracker._base]
 cycle: list[object] = [tensor(8 * MIB)]
 cycle.append(cycle)
 del cycle
-tracker.settle()
+rest()
 tracker.reset()
 found["left of dead cycles"] = [0, tracker.read()[0].value]
 print(json.dumps(found))

@@ -1,0 +1,1 @@
+"""What measuring costs: the same step watched and not, in turns, in one process."""
