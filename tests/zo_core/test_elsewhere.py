@@ -721,6 +721,73 @@ def test_noise_is_drawn_for_the_rows_that_are_asked_for_alone(perturber, by_tile
     assert law.seen == [LABELS.tolist()] * (2 if perturber == InForward() else 1)
 
 
+@pytest.fixture
+def no_kernel_by_rows(monkeypatch):
+    """Take the CPU for a device whose kernels write tiles alone."""
+    monkeypatch.setattr(by_rows, "kernel_goes_by_rows", lambda device: False)
+
+
+class Tiles(type(GAUSSIAN)):
+    """Lists the rows of the head that are written, and refuses to write single ones."""
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "seen", [])
+
+    def write(self, piece, outs, terms):
+        if piece.param.name == "head.weight":
+            self.seen.append((piece.first // 6, len(piece.part) // 6))
+        super().write(piece, outs, terms)
+
+    def write_rows(self, param, rows, outs, terms):
+        raise AssertionError("no kernel writes rows here")
+
+
+def looked_up(head, x):
+    return nn.functional.embedding(torch.tensor([[5, 0, 5]]), head.weight[300:]).std((1, 2))
+
+
+ROWS_ASKED = {
+    "label words": label_words,
+    "repeated": lambda head, x: nn.functional.linear(x, head.weight[LABELS[[2, 0, 0]]]).std(-1),
+    "cast and read": lambda head, x: (x.double() @ head.weight[LABELS].double().t()).float(),
+    "rows of rows": lambda head, x: nn.functional.linear(x, head.weight[LABELS][LABELS[1:2] - 2]),
+    "of a slice": lambda head, x: nn.functional.linear(x, head.weight[300:][LABELS[:2]]),
+    "looked up": lambda head, x: x.mean((1, 2)) + looked_up(head, x),
+}
+
+
+@pytest.mark.parametrize("ask", ROWS_ASKED)
+@pytest.mark.parametrize("perturber", [InForward(), Batched()], ids=repr)
+def test_rows_of_a_large_head_are_those_of_its_tiles_to_the_bit(ask, perturber, by_tiles, request):
+    torch.manual_seed(2)
+    module, ids = Asked(ROWS_ASKED[ask], tied=False), torch.tensor([[1, 2]])
+    if ask == "cast and read":  # as a tensor, which has a single point
+        perturber = InForward()
+    closure = Closure(
+        lambda: module(ids).mean(), tiled=lambda n: module(ids.repeat(n, 1)).view(n, -1).mean(1)
+    )
+    params = Params.of(module)
+    rows = perturber.losses(params, closure, Look(GAUSSIAN, LOOKS[0]))
+    request.getfixturevalue("no_kernel_by_rows")
+    tiles = perturber.losses(params, closure, Look(GAUSSIAN, LOOKS[0]))
+    by_tiles(False)
+    whole = InForward().losses(params, closure, Look(GAUSSIAN, LOOKS[0]))
+    assert tiles == rows == pytest.approx(whole, rel=1e-5) and tiles[0] != tiles[1]
+
+
+@pytest.mark.parametrize("perturber", [InForward(), Batched()], ids=repr)
+def test_where_no_kernel_goes_by_rows_only_tiles_that_hold_some_are_written(
+    perturber, by_tiles, no_kernel_by_rows
+):
+    module, law = Asked(label_words, tied=False), Tiles()
+    ids = torch.tensor([[1, 2]])
+    closure = Closure(
+        lambda: module(ids).mean(), tiled=lambda n: module(ids.repeat(n, 1)).view(n, -1).mean(1)
+    )
+    perturber.losses(Params.of(module), closure, Look(law, LOOKS[0]))
+    assert law.seen == [(0, 256), (512, 188)] * (2 if perturber == InForward() else 1)
+
+
 OTHER_USES = {
     "function": lambda head, x: torch.matmul(x, head.weight.t()),
     "method": lambda head, x: x @ head.weight.float().t(),

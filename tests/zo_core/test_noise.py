@@ -8,8 +8,12 @@ import platform
 import subprocess
 import sys
 import threading
+import time
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy import special, stats
@@ -483,6 +487,90 @@ def test_a_team_is_not_asked_for_where_its_threads_would_wait_for_a_core(monkeyp
         monkeypatch.setattr(team.time, "monotonic", lambda second=second: -5.0 - second)
         seen.append(team.available())
     assert seen == [True, False]
+
+
+def test_where_the_load_is_not_told_cores_are_taken_for_free(monkeypatch):
+    def unknown():
+        raise OSError("no /proc/loadavg in this sandbox")
+
+    monkeypatch.setattr(os, "getloadavg", unknown)
+    monkeypatch.setattr(team.time, "monotonic", lambda: -99.0)
+    assert team.available() == (team._parallel() is not None)
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class Endless(list):
+    """Terms that say that there are more of them than any memory holds."""
+
+    def __len__(self) -> int:
+        return 1 << 60
+
+
+@needs_numba
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numba says so too
+def test_a_kernel_without_memory_is_an_error_in_a_team_as_well(monkeypatch, torch_threads):
+    if team._parallel() is None:
+        pytest.skip("torch has no threads of GNU's OpenMP here")
+    monkeypatch.setattr(team, "available", lambda: True)
+    torch.set_num_threads(2)
+    out = weights(1_000_003)
+    with pytest.raises(
+        MemoryError, match=r"^Expected \d+ pieces .* got 0: the noise kernel .*\.$"
+    ):
+        cpu.write(out, (out,), "gaussian", KEY, Endless(TERMS["one"]))
+
+
+@needs_numba
+def test_a_team_is_never_smaller_than_that_of_torch(monkeypatch, torch_threads):
+    if team._parallel() is None:
+        pytest.skip("torch has no threads of GNU's OpenMP here")
+    asked, run = [], team.run
+    monkeypatch.setattr(team, "available", lambda: True)
+    monkeypatch.setattr(team, "run", lambda *given: asked.append(given[2]) or run(*given))
+    torch.set_num_threads(4)
+    out, wanted = weights(2 * cpu._ALONE), weights(2 * cpu._ALONE)  # work for two
+    cpu.write(out, (out,), "gaussian", KEY, TERMS["one"])
+    reference.write(wanted, (wanted,), "gaussian", KEY, TERMS["one"])
+    assert asked == [4] and torch.equal(bits(out), bits(wanted))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_error_is_raised_after_all_threads_have_stopped_writing(error, torch_threads):
+    begun, done = threading.Event(), []
+
+    def work(low, high):
+        if low == 0:
+            begun.wait(60)
+            raise error
+        begun.set()
+        time.sleep(0.3)
+        done.append(low)
+
+    torch.set_num_threads(2)
+    with pytest.raises(error):
+        cpu._run(work, [(0, 1), (1, 2)])
+    assert done == [1]
+
+
+@needs_numba
+def test_threads_of_our_own_keep_what_they_write_to(monkeypatch, torch_threads):
+    works, arrays = [], [np.zeros(1_000_003, np.float32) for _ in range(3)]
+    monkeypatch.setattr(team, "available", lambda: False)
+    monkeypatch.setattr(cpu, "_run", lambda work, ranges: works.append(work))
+    torch.set_num_threads(2)
+    source, *outs = map(torch.from_numpy, arrays)
+    cpu.write(source, outs, "gaussian", KEY, TERMS["one"])
+    alive = [weakref.ref(array) for array in arrays]
+    del arrays, source, outs
+    assert all(ref() is not None for ref in alive)
+    works.clear()
+    assert all(ref() is None for ref in alive)
 
 
 @needs_numba

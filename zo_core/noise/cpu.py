@@ -7,6 +7,7 @@ of nothing else, so the result does not depend on how many there are.
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import itertools
 import os
@@ -139,17 +140,33 @@ def _write(flats: Sequence[Flat], name: str, terms: Sequence[Term]) -> None:
     seeds = [term.seed & _MASK for term in terms]
     bits = np.array([term.coefficient for term in terms], np.float32).view(np.uint32).tolist()
     numbers = [*itertools.chain.from_iterable(rows), *seeds, *bits]
-    head = [0, len(numbers) + kernels.HEAD, len(rows), kernels.LAWS[name], len(terms)]
+    head = [0, 0, len(numbers) + kernels.HEAD, len(rows), kernels.LAWS[name], len(terms)]
     job, like = np.array([*head, *numbers], np.uint64), _array(one.source[:0])
     two, bounded = len(one.outs) == 2 or None, one.threshold is not None or None
     if threads > 1 and team.available():
         kernel = kernels.team_of(like.dtype.type, two is not None, bounded is not None)
-        team.run(kernel.address, job.ctypes.data, threads)
+        # OpenMP ends threads that a smaller team has no place for; torch would start them anew.
+        team.run(kernel.address, job.ctypes.data, torch.get_num_threads())
+        _check_done(int(job[kernels.DONE]), len(rows))
     else:
-        _run(lambda *_: kernels.write_rows(job, like, two, bounded), [(0, 0)] * threads)
+        alive = [t.detach() for flat in flats for t in (flat.source, *flat.outs)]
+
+        def work(*_: int) -> None:
+            if alive:  # why: a job holds addresses, and this may outlive an interrupted caller
+                kernels.write_rows(job, like, two, bounded)
+
+        _run(work, [(0, 0)] * threads)
     for flat in flats:
         for out in flat.outs:
             torch.autograd.graph.increment_version(out)
+
+
+def _check_done(done: int, rows: int) -> None:
+    if done != rows:
+        raise MemoryError(
+            f"Expected {rows} pieces of weights to be perturbed, got {done}: the noise kernel had "
+            "no room for its scratch. Free some memory, and load the weights anew."
+        )
 
 
 def _rows(flat: Flat, longest: int) -> Iterator[tuple[int, ...]]:
@@ -230,7 +247,10 @@ def _run(work: Callable[[int, int], None], ranges: Sequence[tuple[int, int]]) ->
         return
     pool = _pool(torch.get_num_threads() - 1, os.getpid())
     others = [pool.submit(work, low, high) for low, high in ranges[1:]]
-    work(*ranges[0])
+    try:
+        work(*ranges[0])
+    finally:  # why: the caller may give back memory that they write to
+        concurrent.futures.wait(others)
     for future in others:
         future.result()
 

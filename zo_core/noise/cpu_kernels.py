@@ -415,17 +415,17 @@ _array_at: Any = intrinsic(_array_at_)
 _carray: Any = vars(numba)["carray"]  # it is not in numba's list of names
 
 
-def _taken_(typing_context: Any, job: Any) -> Any:
-    """Return the first number of a job, uint64, and raise it by one: no other thread gets it."""
+def _counted_(typing_context: Any, numbers: Any) -> Any:
+    """Return the first of numbers, uint64, and raise it by one: no other thread gets it."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         counter = context.make_array(signature.args[0])(context, builder, args[0]).data
         return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
 
-    return types.uint64(job), emit
+    return types.uint64(numbers), emit
 
 
-_taken: Any = intrinsic(_taken_)
+_counted: Any = intrinsic(_counted_)
 
 
 def _sides(like: Array, row: Array, two: Any) -> Any:
@@ -453,8 +453,8 @@ def _bound_by_type(row: Any, bounded: Any) -> Any:
     return lambda row, bounded: _u32(row[6]).view(np.float32)
 
 
-HEAD, ROW = 5, 7
-"""Numbers of a job's head, and of a row of it."""
+HEAD, ROW, DONE = 6, 7, 1
+"""Numbers of a job's head, and of a row of it; which of the head says how many rows are done."""
 
 
 @jit
@@ -462,19 +462,19 @@ def write_rows(job: Array, like: Array, two: Any, bounded: Any) -> None:
     """Do as ``write`` for many arrays of the dtype of ``like``: a row each, until none is left.
 
     Any number of threads may do so at the same time; each row is done by one of them. ``job``,
-    uint64, begins with a head: how many rows are taken, how many numbers and rows there are, the
-    law, and the number of terms. The rows follow: where the source and the outs begin (the second
-    is written where ``two`` is not None), how many elements there are, the place of the first, the
-    tensor's key, and the bits of the threshold (in force where ``bounded`` is not None). Then come
-    the seeds, and the bits of the coefficients.
+    uint64, begins with a head: how many rows are taken, and done, how many numbers and rows there
+    are, the law, and the number of terms. The rows follow: where the source and the outs begin
+    (the second is written where ``two`` is not None), how many elements there are, the place of
+    the first, the tensor's key, and the bits of the threshold (in force where ``bounded`` is not
+    None). Then come the seeds, and the bits of the coefficients.
     """
-    count, law, terms = np.int64(job[2]), int(np.int64(job[3])), np.int64(job[4])
+    count, law, terms = np.int64(job[3]), int(np.int64(job[4])), np.int64(job[5])
     end = HEAD + count * ROW
     seeds, coefficients = job[end : end + terms], np.empty(terms, np.float32)
     for t in range(terms):
         coefficients[t] = _u32(job[end + terms + t]).view(np.float32)
     while True:
-        taken = np.int64(_taken(job))
+        taken = np.int64(_counted(job))
         if taken >= count:
             return
         row = job[HEAD + taken * ROW : HEAD + (taken + 1) * ROW]
@@ -482,18 +482,20 @@ def write_rows(job: Array, like: Array, two: Any, bounded: Any) -> None:
         outs, bound = _sides(like, row, two), _bound(row, bounded)
         first, key = int(np.int64(row[4])), row[5]
         write(source, outs, bound, law, first, key, seeds, coefficients)
+        _counted(job[DONE:])
 
 
 @functools.cache
 def team_of(kind: type, two: bool, bounded: bool) -> Any:
     """Return ``write_rows`` as a C function of the address of a job, for ``team``.
 
-    ``kind`` is numpy's type of the arrays, as in ``vector.DTYPES``.
+    ``kind`` is numpy's type of the arrays, as in ``vector.DTYPES``. It can't raise: numba prints
+    what went wrong and returns, so the caller has to look whether all rows are done.
     """
     some, other = (True if two else None), (True if bounded else None)
 
     def work(job: Any) -> None:
-        length = _carray(job, (HEAD,), np.uint64)[1]
+        length = _carray(job, (HEAD,), np.uint64)[2]
         write_rows(_carray(job, (length,), np.uint64), _carray(job, (0,), kind), some, other)
 
     try:

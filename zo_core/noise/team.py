@@ -39,7 +39,11 @@ def available() -> bool:
 @functools.lru_cache(maxsize=1)
 def _crowded(second: int) -> bool:
     """Look at the load of the last minute, once a second."""
-    return os.getloadavg()[0] > _CROWD * (os.cpu_count() or 1)
+    try:
+        load = os.getloadavg()[0]
+    except OSError:  # some sandboxes do not tell
+        return False
+    return load > _CROWD * (os.cpu_count() or 1)
 
 
 def run(kernel: int, data: int, threads: int) -> None:

@@ -15,8 +15,8 @@ theirs to say; and above a size, as small ones are in the cache anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,13 +116,40 @@ class PerturbedRows:
 
     def __getitem__(self, index: Any) -> Any:
         """Cut it to rows, where these are not made before they are used; else make it whole."""
-        if isinstance(self.rows, range):
-            if isinstance(index, slice) and index.step in (None, 1):
-                return replace(self, rows=self.rows[index])
-            # No kernel but the CPU's goes by rows.
-            if isinstance(index, Tensor) and _picks(index) and self.device.type == "cpu":
-                return replace(self, rows=_checked(index, len(self)) + self.rows.start)
+        if isinstance(index, Tensor) and _picks(index):
+            return replace(self, rows=self.picked(index))
+        if isinstance(self.rows, range) and isinstance(index, slice) and index.step in (None, 1):
+            return replace(self, rows=self.rows[index])
         return self.whole()[index]
+
+    def picked(self, index: Tensor) -> Tensor:
+        """Return which rows of the matrix those at ``index``, (k,) int64, are: (k,) int64."""
+        index = _checked(index, len(self)).to(self.device)
+        return index + self.rows.start if isinstance(self.rows, range) else self.rows[index]
+
+    @contextmanager
+    def made(self, at: Sequence[Point], rows: Rows) -> Iterator[list[Tensor]]:
+        """Open ``rows`` of the matrix at a point or two, as ``Written`` does, on any device."""
+        if isinstance(rows, range) or not at[0] or kernel_goes_by_rows(self.device):
+            with self.written(self.of, at, rows) as made:
+                yield made
+        else:
+            yield self._gathered(at, rows)
+
+    def _gathered(self, at: Sequence[Point], rows: Tensor) -> list[Tensor]:
+        """Make the tiles that hold ``rows`` in turn, and keep those: room for them twice."""
+        weight, size = self.of.weight.tensor, self.of.tile[0]
+        found = [weight.new_zeros(len(rows), weight.shape[1]) for _ in at]
+        tiles = range(0, len(weight), size)
+        held = tiles if is_fake(rows) else {tiles[i] for i in (rows // size).tolist()}
+        for low in sorted(held):
+            high = min(low + size, len(weight))
+            inside = ((rows >= low) & (rows < high))[:, None]
+            places = (rows - low).clamp(0, high - low - 1)
+            with self.written(self.of, at, range(low, high)) as parts:
+                for out, part in zip(found, parts, strict=True):
+                    torch.where(inside, part[places], out, out=out)
+        return found
 
     def __getattr__(self, name: str) -> Any:
         """Return what a tensor of that name has."""
@@ -154,7 +181,7 @@ class PerturbedRows:
                 "restore='batched' expected a large weight to be cut by rows, multiplied or "
                 "looked up, and it is used in another way. Use restore='exact'."
             )
-        with self.written(self.of, self.looks.points, self.rows) as (rows,):
+        with self.made(self.looks.points, self.rows) as (rows,):
             return rows.to(self.dtype, copy=True)
 
 
@@ -169,7 +196,7 @@ def _product(x: Tensor, weight: PerturbedRows, bias: Tensor | None = None) -> Te
         biases = looks.biases(group) if looks.biases else [bias] * len(group)
         for low in range(0, len(rows), tile):
             high = min(low + tile, len(rows))
-            with weight.written(layer, at, rows[low:high]) as tiles:
+            with weight.made(at, rows[low:high]) as tiles:
                 for i, own, part in zip(group, biases, tiles, strict=True):
                     some = None if own is None else own[low:high]
                     y = functional.linear(inputs[i], part.to(weight.dtype), some)
@@ -206,8 +233,8 @@ def _looked_up(ids: Tensor, weight: PerturbedRows, *_: Any) -> Tensor:
     looks = weight.looks
     inputs, outs = looks.cut(ids), []
     for point, part in zip(looks.points, inputs, strict=True):
-        rows = _checked(part.reshape(-1).long(), len(weight))
-        with weight.written(weight.of, (point,), rows) as (found,):
+        rows = weight.picked(part.reshape(-1).long())
+        with weight.made((point,), rows) as (found,):
             outs.append(found.view(*part.shape, found.shape[1]).to(weight.dtype))
     return looks.joined(outs) if len(outs) == 1 or _shared(inputs) else torch.cat(outs)
 
@@ -235,10 +262,15 @@ def by_rows(module: nn.Module, own: Sequence[Param]) -> ByRows | None:
     if weight.tensor.numel() <= _large(weight.tensor):
         return None
     if isinstance(module, nn.Embedding):
-        # max_norm writes to the table; and no kernel but the CPU's goes by rows.
-        if module.max_norm is not None or weight.tensor.device.type != "cpu":
+        # max_norm writes to the table.
+        if module.max_norm is not None or not kernel_goes_by_rows(weight.tensor.device):
             return None
     return ByRows(module, weight, tuple(p for p in own if p is not weight))
+
+
+def kernel_goes_by_rows(device: torch.device) -> bool:
+    """Whether rows that do not lie together cost what they are: elsewhere each is a launch."""
+    return device.type == "cpu"
 
 
 def _known(tensor: Tensor) -> bool:
