@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from bench import doubts, trackers
 from bench.hours import Course, hours
 from bench.phases import windows
+from bench.predict.measured import joined
 from bench.records import (
     RECORD,
     Declared,
@@ -88,18 +89,24 @@ def remove(folder: Path, *names: str) -> None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Keep a run's record under another name, so that the run begins anew; return that file.
+    """Keep a run's record and its files in ``try1``, ``try2`` ..., so that the run begins anew.
 
-    The record is moved last: an interrupt before leaves a finished run.
+    Returns the record, under a name that no report takes for a run's. It is moved last: an
+    interrupt before leaves a finished run.
     """
-    remove(folder, EVENTS, TRAJECTORY, SAVED, *_OF_ONE_PROCESS)
-    kept = folder / f"record.try{tries(folder) + 1}.json"
-    return (folder / RECORD).replace(kept)
+    number = tries(folder) + 1
+    kept = folder / f"try{number}"
+    kept.mkdir(exist_ok=True)
+    for name in (EVENTS, TRAJECTORY, *_OF_ONE_PROCESS):
+        if (folder / name).exists():
+            (folder / name).replace(kept / name)
+    remove(folder, SAVED)
+    return (folder / RECORD).replace(kept / f"record.try{number}.json")
 
 
 def tries(folder: Path) -> int:
     """Return how many records were set aside."""
-    return len(list(folder.glob("record.try*.json")))
+    return len(list(folder.glob("try*/record.try*.json")))
 
 
 def _was_killed(folder: Path) -> bool:
@@ -160,8 +167,31 @@ class Outcome:
     failure: Failure | None = None
 
 
+def tell(events: Events, outcome: Outcome) -> None:
+    """Write down how a run ended; the record is made of it by the parent."""
+    events.write("outcome", {**vars(outcome), "failure": _plain(outcome.failure)})
+
+
+def _plain(failure: Failure | None) -> dict[str, Any] | None:
+    return None if failure is None else failure.model_dump(mode="json")
+
+
+def told(folder: Path) -> Outcome | None:
+    """Return how the newest process of a run said that it ended, if it came to that."""
+    for event in reversed(read_events(folder)):
+        if event["event"] == "start":
+            break
+        if event["event"] == "outcome":
+            failure = event["failure"] and Failure.model_validate(event["failure"])
+            return Outcome(event["status"], event["reason"], event["wall_seconds"], failure)
+    return None
+
+
 def finish(folder: Path, outcome: Outcome) -> RunRecord:
-    """Put the record together from the events, and write it. The same for a run that died."""
+    """Put the record together from the events, and write it. The same for a run that died.
+
+    Done by the parent: reading a long trace takes a while, and the run's devices are free by then.
+    """
     cell = read_cell(folder)
     spec, events = cell.spec, read_events(folder)
     environment = _last(events, "environment", Environment)
@@ -199,6 +229,7 @@ def finish(folder: Path, outcome: Outcome) -> RunRecord:
             p.name.partition(".")[0]: p.name for p in sorted(folder.iterdir()) if p.name in _KEPT
         },
     )
+    record = joined(folder, record)
     write_record(folder, record)
     return record
 

@@ -12,19 +12,18 @@ def of_allocator(spec: RunSpec, status: Status, told: Iterable[Measurement]) -> 
     """Say so where torch's allocator was refused memory and went on all the same.
 
     It then gave its cache back and asked again: the peak it reserved is the device's size, not
-    what the method takes. The refusal that ends a run as out of memory is its result, no doubt.
+    what the method takes. In a run that ended out of memory that is the result, no doubt.
     """
-    if spec.measure != "memory":
+    if spec.measure != "memory" or status == "out_of_memory":
         return []
-    end = int(status == "out_of_memory")
     values = {m.metric: m.value or 0 for m in told}
-    retries = values.get("device_alloc_retries", 0) - end
-    errors = values.get("device_ooms", 0) - end
+    retries = values.get("device_alloc_retries", 0)
+    errors = values.get("device_ooms", 0)
     if retries <= 0 and errors <= 0:
         return []
     text = (
         "torch's allocator was refused memory, emptied its cache and asked again "
-        f"{max(0, retries)} times (and gave up {max(0, errors)} times) in a run that went on: "
+        f"{retries} times (and gave up {errors} times) in a run that went on: "
         "reserved peaks are those of a full device"
     )
     return [Flag(name="oom_retry", severity="invalid", text=text)]

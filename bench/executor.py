@@ -15,9 +15,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bench import failures, snapshot, store
-from bench.cell import EVENTS, LOG, Cell, Outcome, finish, log_tail, read_events, write_cell
+from bench.cell import (
+    EVENTS,
+    LOG,
+    Cell,
+    Outcome,
+    finish,
+    log_tail,
+    read_events,
+    told,
+    write_cell,
+)
 from bench.preload import heap_counter
-from bench.records import RECORD, Failure, RunRecord, RunSpec, Status, UserError, read_record
+from bench.records import RECORD, Failure, RunRecord, RunSpec, Status, UserError
 
 Progress = Callable[[Cell, str, int], None]
 """Told the cell, the phase it is in, and the steps it has taken."""
@@ -85,6 +95,9 @@ def run(
     for cell in cells:
         store.check_space(results)
         folder = cell.folder(results)
+        if not (folder / RECORD).exists() and (ended := told(folder)):
+            yield finish(folder, ended)  # its parent died before it wrote the record
+            continue
         write_cell(folder, cell)
         reason = _prepared(cell, prepared, progress)
         if reason is not None:
@@ -129,8 +142,8 @@ def _run_one(folder: Path, cell: Cell, progress: Progress, memory_snapshot: bool
         finally:
             _end(process)
     seconds = time.perf_counter() - start
-    if (folder / RECORD).exists():
-        return read_record(folder / RECORD)
+    if ended := told(folder):
+        return finish(folder, ended)
     if timed_out:
         limit = cell.spec.time_limit_seconds
         return _salvage(folder, "timed_out", f"not done after {limit:g} s", "TimeLimit", seconds)

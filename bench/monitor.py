@@ -107,7 +107,7 @@ class Monitor:
 
     def measurements(self) -> list[Measurement]:
         """Return everything measured so far, as the record wants it."""
-        self._tell_waiting()
+        self._tell_waiting(self._clock())
         found = [self._measurement(r, "run") for r in (*self._baseline, *self._totals)]
         found += [self._measurement(r, phase) for (phase, _), r in self._peaks.items()]
         found += [self._missing(metric, reason) for metric, reason in self._unavailable.items()]
@@ -130,20 +130,21 @@ class Monitor:
     def _cross(self, entered: str | None, main: bool) -> None:
         """Note that a phase was entered, or (None) the innermost one left."""
         if main or not self._inner.deferred:
-            self._tell_waiting()
-            self._tell(entered, self._clock())
+            t_ns = self._clock()  # first: writing down what waits is no part of the phase
+            self._tell_waiting(t_ns)
+            self._tell(entered, t_ns)
             if main and entered is not None:
                 self._inner.anchor()
         elif self.failed_phase is None:
             self._waiting.append((entered, self._inner.mark()))
 
-    def _tell_waiting(self) -> None:
+    def _tell_waiting(self, until_ns: int) -> None:
         if not self._waiting:
             return
         self._synchronize()
         waiting, self._waiting = self._waiting, []
-        for entered, mark in waiting:
-            self._tell(entered, self._inner.nanoseconds(mark))
+        for entered, mark in waiting:  # clocks that are tied together differ by microseconds
+            self._tell(entered, min(self._inner.nanoseconds(mark), until_ns))
 
     def _tell(self, entered: str | None, t_ns: int) -> None:
         now = self._times.leave(t_ns) if entered is None else self._times.enter(entered, t_ns)

@@ -29,15 +29,15 @@ class Snapshot:
     def keep(self) -> None:
         """Write what is known now; what was written before is replaced once this is whole.
 
-        A full disk is told in the log: a snapshot is not worth the run.
+        What goes wrong is told in the log: a snapshot is not worth the run, nor its error.
         """
         new = self._path.with_suffix(".new")
         try:
             self._memory._dump_snapshot(str(new))
             os.replace(new, self._path)
-        except OSError as error:
+        except (OSError, MemoryError, RuntimeError) as error:
             new.unlink(missing_ok=True)
-            print(f"no memory snapshot: {error.strerror}")
+            print(f"no memory snapshot: {getattr(error, 'strerror', None) or error}")
 
 
 def asked() -> bool:

@@ -86,7 +86,7 @@ def queue_again(
 
     They are taken out of ``records`` too.
     A run is tried again ``most`` times in all, however many invocations that takes; the record of
-    each try is kept beside the last, as ``record.try1.json`` and so on.
+    each try is kept with its files, as ``try1/record.try1.json`` and so on.
     """
     again = []
     for cell in cells:

@@ -43,10 +43,10 @@ from bench.cell import (
     Cell,
     Events,
     Outcome,
-    finish,
     log_tail,
     read_cell,
     start_event,
+    tell,
 )
 from bench.monitor import Monitor
 from bench.objective import Seen, objective, precision
@@ -77,6 +77,7 @@ class Run:
             pid=os.getpid(),
             visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
             nvml=cell.spec.device.startswith("cuda"),
+            device=cell.spec.device,
         )
         self.snapshot: Snapshot | None = None
         self.precision: Precision | None = None
@@ -143,9 +144,11 @@ class Run:
             print(reason)
             return
         self.snapshot = Snapshot(self.folder)
-        if self.spec.measure == "time":
-            text = "the allocator kept a history for --memory-snapshot: steps took longer for it"
-            self.events.write("flag", Flag(name="memory_history", severity="suspect", text=text))
+        text = (
+            "the allocator kept a history for --memory-snapshot: steps took longer for it, and "
+            "the host's peaks hold it"
+        )
+        self.events.write("flag", Flag(name="memory_history", severity="suspect", text=text))
 
     def _monitor(self) -> Monitor:
         working, reasons = trackers.available(self.spec.device)
@@ -372,7 +375,7 @@ def _wall_seconds() -> float:
 
 
 def main(folder: Path, parent: int) -> None:
-    """Run the cell in ``folder`` for ``parent``, and write its record, whatever happens."""
+    """Run the cell in ``folder`` for ``parent``, and say how it ended, whatever happens."""
     _die_with(parent)
     signal.signal(signal.SIGTERM, _end)
     run = Run(folder, read_cell(folder))
@@ -392,7 +395,7 @@ def main(folder: Path, parent: int) -> None:
         outcome = Outcome(failures.status_of(error), reason, _wall_seconds(), failure)
     run.measured()
     run.sampler.close()
-    finish(folder, outcome)
+    tell(run.events, outcome)
 
 
 if __name__ == "__main__":

@@ -53,8 +53,11 @@ def findings(tables: Tables) -> list[Finding]:
 
 
 def _outcomes(tables: Tables) -> Iterator[Finding]:
-    ended = [run.record.status for run in tables.entries if run.record.status != "completed"]
-    total = units.plural(len(tables.entries), "run")
+    made = [run.record.status for run in tables.entries if not run.is_predicted]
+    ended = [status for status in made if status != "completed"]
+    total = units.plural(len(made), "run")
+    if guessed := len(tables.entries) - len(made):
+        yield Finding("outcome", f"{units.plural(guessed, 'run')} predicted, not made.")
     if not ended:
         return
     counts = {status: ended.count(status) for status in dict.fromkeys(ended)}

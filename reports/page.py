@@ -137,9 +137,10 @@ def facts(data: Tables) -> list[tuple[str, str]]:
 
 def outcomes(data: Tables) -> list[tuple[str, str, int]]:
     """Return status, its words and how many runs ended so; those with none are left out."""
-    ended: list[str] = [run.record.status for run in data.entries]
+    ended: list[str] = [run.record.status for run in data.entries if not run.is_predicted]
     counted = [(status, status.replace("_", " "), ended.count(status)) for status in STATUSES]
-    return [item for item in counted if item[2]]
+    guessed = ("skipped", "predicted", len(data.entries) - len(ended))
+    return [item for item in (*counted, guessed) if item[2]]
 
 
 def ticks(text: str) -> Markup:

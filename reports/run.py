@@ -48,6 +48,11 @@ class Run:
         return any(flag.severity == "invalid" for flag in self.record.flags)
 
     @property
+    def is_predicted(self) -> bool:
+        """Whether it was predicted and never made: nothing ended, well or not."""
+        return self.record.status == "skipped" and bool(self.record.predicted)
+
+    @property
     def spec(self) -> RunSpec:
         """The record's spec."""
         return self.record.spec

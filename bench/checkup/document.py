@@ -20,7 +20,7 @@ _VMHWM = "`VmHWM` of `/proc`, reset by `clear_refs`"
 _MALLOC = "every call of `malloc` and its kin, counted by a preloaded library"
 _TORCH = "`memory_stats` of torch's caching allocator"
 _NVML = "NVML in the sampler's process"
-_RATE = "driver and board decide how often; a window below 6 s is flagged"
+_RATE = "driver and board decide how often; a run below 6 s is flagged"
 _EVENTS = "monotonic clock; inside a step on an accelerator events on its stream"
 _WALL = "wall time of the process, times devices or cores"
 _ROUND = "engine, at the watched steps (`bench/precision.py`)"
@@ -76,8 +76,9 @@ FACTS: dict[str, Facts] = {
     "device_used_sum_of_peaks_bytes": (_NVML, SAMPLED, "Too high where peaks do not coincide"),
     "energy_joules": (
         "NVML energy counter",
-        "exact for the run, sampled by phase",
-        f"Of the board, as its driver reports it; steps about every 0.1 s; {_RATE}",
+        SAMPLED,
+        "Of the board, as its driver reports it; steps about every 0.1 s, and at every border, "
+        f"the run's included, a straight line between two readings; {_RATE}",
     ),
     "energy_polled_joules": (
         "NVML power, integrated",
@@ -87,8 +88,9 @@ FACTS: dict[str, Facts] = {
     ),
     "host_energy_joules": (
         "RAPL of Linux",
-        "exact for the run, sampled by phase",
-        "Whole package, whoever used it; DRAM mostly not in it; readable by root alone",
+        SAMPLED,
+        "At every border a straight line between two readings. Whole package, whoever used it; "
+        "DRAM mostly not in it; readable by root alone",
     ),
     "gpu_busy_share": (_NVML, SAMPLED, "One small kernel at a time counts as busy"),
     "sampling_gap_p50_seconds": ("the trace", EXACT, ""),

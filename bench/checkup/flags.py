@@ -4,7 +4,10 @@ from __future__ import annotations
 
 FLAGS: dict[str, tuple[str, str]] = {
     "gpu_lost": ("invalid", "NVML said that a GPU is lost; numbers up to then stand"),
-    "other_process": ("invalid", "another process used a GPU of the run, in a phase"),
+    "other_process": (
+        "invalid",
+        "the driver listed another process on a GPU that the run used, meanwhile",
+    ),
     "energy_counter_reset": (
         "invalid",
         "the energy counter fell, or stood still for longer than it ever does",
@@ -17,28 +20,35 @@ FLAGS: dict[str, tuple[str, str]] = {
     ),
     "not_idle_at_start": (
         "suspect",
-        "before the run the GPU was busy (> 2 %), or held 300 MB and more, or drew much power",
+        "before the run kernels ran on the GPU (> 2 % of the time), or over 300 MiB were held",
     ),
     "unattributed_memory": (
         "suspect",
-        "more than 512 MB are in use that no listed process claims: an invisible neighbour",
+        "more than 512 MiB are in use that no listed process claims: an invisible neighbour",
     ),
     "throttled": (
         "suspect",
         "heat, brake or hardware lowered the clocks, by the driver's account",
     ),
     "power_capped": ("info", "the power limit lowered the clocks; suspect in time runs"),
-    "energy_window_short": ("suspect", "the window is below 60 steps of the counter (6 s)"),
-    "energy_counter_vs_polled": ("suspect", "counter and polled power differ by more than 10 %"),
+    "energy_window_short": ("suspect", "the run is below 60 steps of the energy counter (6 s)"),
+    "energy_counter_vs_polled": (
+        "suspect",
+        "over the run, counter and polled power differ by more than 10 %",
+    ),
     "ecc_errors": ("suspect", "the board's count of memory errors rose"),
     "sampling_gap": (
         "suspect",
         "the sampler looked away for more than 10 intervals, and a sampled peak is reported",
     ),
     "sampler_died": ("suspect", "the trace ends long before the run"),
-    "trace_incomplete": ("suspect", "rows of the trace could not be written"),
+    "sampler_late": ("suspect", "the sampler was not ready when the run began: no baseline"),
+    "trace_incomplete": ("suspect", "rows of the trace were lost, or it could not be begun"),
     "nvml_hangs": ("suspect", "a call into the driver did not come back in time"),
-    "host_busy": ("suspect", "other processes took more than 10 % of the CPUs in a time run"),
+    "host_busy": (
+        "suspect",
+        "other processes took more than 10 % of the CPUs that the run may use, in a time run",
+    ),
     "memory_history": ("suspect", "a time run kept the allocator's history on request: slower"),
     "own_memory_unreadable": (
         "info",

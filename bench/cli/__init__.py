@@ -10,7 +10,18 @@ import sys
 
 import typer
 
-from bench.cli import bench, doctor, listing, replay, report, run
+from bench.cli import (
+    bench,
+    calibrate,
+    capacity,
+    doctor,
+    fit,
+    listing,
+    predict,
+    replay,
+    report,
+    run,
+)
 from bench.records import UserError
 
 app = typer.Typer(
@@ -22,6 +33,10 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("list")(listing.show)
+app.command("predict")(predict.predict)
+app.command("fit")(fit.fit)
+app.command("capacity")(capacity.capacity)
+app.command("calibrate-model")(calibrate.calibrate_model)
 app.command("report")(report.report)
 app.command("replay")(replay.replay)
 app.command("doctor")(doctor.doctor)

@@ -62,6 +62,7 @@ SEVERITIES: dict[str, Severity] = {
     "ecc_errors": "suspect",
     "sampling_gap": "suspect",
     "sampler_died": "suspect",
+    "sampler_late": "suspect",
     "trace_incomplete": "suspect",
     "host_busy": "suspect",
     "energy_window_short": "suspect",

@@ -12,8 +12,7 @@ from bench import executor
 from bench.records import UserError
 from bench.records.monitor_cost import MONITOR_COST, MonitorCase, MonitorCost
 from bench.stepping import cases
-
-_GRACE_SECONDS = 5.0
+from bench.stepping.launch import end
 
 
 def run(folder: Path, case: MonitorCase, told: Callable[[str], None]) -> MonitorCost:
@@ -41,20 +40,10 @@ def run(folder: Path, case: MonitorCase, told: Callable[[str], None]) -> Monitor
                 told(line.strip())
             code = process.wait()
         finally:
-            _end(process)
+            end(process)
         if code == 0:
             return MonitorCost.model_validate_json(path.read_text(encoding="utf-8"))
         errors.seek(0)
         lines = errors.read().strip().splitlines()
     reason = lines[-1] if lines else f"the process ended with {code}"
     raise UserError(reason, code if code in (2, 3) else 4)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

@@ -28,14 +28,14 @@ A run is a folder `<results>/<suite>/<key>/`:
 | `trace.csv.gz` | what the sampler read while it ran: rows `t_ns,source,device,metric,value` |
 | `sampler.json` | what the sampler found: facts, capabilities with reasons, errors |
 | `snapshot.pickle` | torch's allocator, on request, for pytorch.org/memory_viz |
-| `record.try1.json` ... | records of earlier tries, where `--retry-invalid` made another |
+| `try1/record.try1.json` ... | earlier tries, where `--retry-invalid` made another |
 
 Bytes, seconds and samples are raw; units, medians and intervals are made by `reports`. What is
 missing is absent or null, never 0. A reader refuses a schema version above its own.
 
 `zometer bench step` leaves `<out>/<key>/{step_speed.STEP_SPEED}` instead, a StepSpeed: see
-docs/speed.md. `zometer bench monitor` leaves `<out>/<key>/{monitor_cost.MONITOR_COST}`, a MonitorCost:
-see docs/measuring.md.
+docs/speed.md. `zometer bench monitor` leaves `<out>/<key>/{monitor_cost.MONITOR_COST}`, a
+MonitorCost: see docs/measuring.md.
 """
 
 _MODELS: tuple[type[BaseModel], ...] = (

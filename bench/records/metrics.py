@@ -85,8 +85,8 @@ METRICS: dict[str, Metric] = {
     ),
     "energy_joules": Metric(
         "J",
-        "Energy of one board within the phase, from the driver's counter. Of the run: between "
-        "readings at its two ends; of a phase inside: between samples, linear in between.",
+        "Energy of one board within the phase, from the driver's counter: what it rose between "
+        "the phase's borders, on straight lines between the readings around each.",
     ),
     "energy_polled_joules": Metric(
         "J",

@@ -1,7 +1,7 @@
 """The helper process: ``python -m bench.sampler SETTINGS PARENT``, started by ``Sampler``.
 
-Standard input brings "mark" and "stop", a line each; its end is the parent's. Standard output says
-"ready" once.
+Standard input brings "mark", "late" and "stop", a line each; its end is the parent's. Standard
+output says "ready" once.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def _follow(loop: Loop, parent: int, wake: int) -> str:
             return "stopped"
         if not said:
             break
+        if b"late" in said:
+            loop.late()
         loop.full()
     return "the run's process ended"
 

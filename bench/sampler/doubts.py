@@ -8,6 +8,7 @@ from typing import Any
 from bench.devices import throttling
 from bench.devices.answer import Answer, Doubt, Severity, doubt
 from bench.sampler.collected import Collected, DeviceSeries
+from bench.sampler.notes import LATE
 from bench.sampler.windows import RUN
 
 _MIB = 1 << 20
@@ -27,8 +28,11 @@ def of_run(
     found = list(of_energy)
     found += [Doubt(d["name"], d["severity"], d["text"]) for d in notes.get("doubts", [])]
     interval = float(notes.get("interval_seconds", 0.05))
+    late = bool(notes.get("late"))
+    if late:
+        found.append(doubt("sampler_late", f"{LATE}: there is no baseline"))
     for uuid, series in run.devices.items():
-        found += _of_device(uuid, series, interval)
+        found += _of_device(uuid, series, interval, late)
     found += [*_refused(run, notes), *_capabilities(notes), *_own_memory(run, notes)]
     found += _trace(run, notes, interval)
     if timing:
@@ -36,8 +40,10 @@ def of_run(
     return _merged(found, {"power_capped": "suspect"} if timing else {})
 
 
-def _of_device(uuid: str, series: DeviceSeries, interval: float) -> list[Doubt]:
-    found = [*_others(series), *_not_idle(series), *_throttled(series), *_ecc(series)]
+def _of_device(uuid: str, series: DeviceSeries, interval: float, late: bool) -> list[Doubt]:
+    found = [*_others(series), *_throttled(series), *_ecc(series)]
+    if not late:
+        found += _not_idle(series)
     nobodys = series.unattributed.largest or 0
     if nobodys > _UNATTRIBUTED_BYTES:
         text = f"{nobodys / _MIB:.0f} MiB are used that no listed process holds"
@@ -162,29 +168,32 @@ def _own_memory(run: Collected, notes: Mapping[str, Any]) -> list[Doubt]:
 def _trace(run: Collected, notes: Mapping[str, Any], interval: float) -> list[Doubt]:
     late = (run.shape.end_ns - run.last_ns) / 1e9
     trace = notes.get("trace") or {}
-    if trace.get("problem"):
-        text = f"{trace['problem']}; {trace.get('lost_rows', 0)} rows are lost"
-        return [doubt("trace_incomplete", text)]
+    found = []
+    lost = trace.get("lost_rows", 0)
+    if lost or not trace.get("opened", True):
+        found.append(doubt("trace_incomplete", f"{trace.get('problem')}; {lost} rows are lost"))
     if late <= max(1.0, 20 * interval):
-        return []
-    if notes.get("ended"):
+        return found
+    if not run.rows:
+        text = "the trace holds no reading"
+    elif notes.get("ended"):
         text = f"the sampler ended {late:.1f} s before the run ({notes['ended'].get('why')})"
     else:
         text = f"the last reading came {late:.1f} s before the run's end: the sampler was killed"
-    return [doubt("sampler_died", f"{text}, numbers are of the time before")]
+    return [*found, doubt("sampler_died", f"{text}, numbers are of the time before")]
 
 
 def _host_busy(run: Collected, notes: Mapping[str, Any]) -> list[Doubt]:
     cpus = notes.get("cpus")
     took = {name: series.totals[RUN] for name, series in run.cpu.items()}
-    if not cpus or notes.get("nvml") or not all(total.seconds for total in took.values()):
+    if not cpus or not all(total.seconds for total in took.values()):
         return []
     cores = {name: total.amount / total.seconds for name, total in took.items()}
     others = cores["machine_busy_seconds"] - cores["cpu_seconds"] - cores["sampler_cpu_seconds"]
     share = others / cpus
     if share <= _HOST_SHARE:
         return []
-    text = f"other processes took {share:.0%} of the {cpus} CPUs while the run was on"
+    text = f"other processes took {share:.0%} of the run's {cpus} CPUs while the run was on"
     return [doubt("host_busy", text)]
 
 

@@ -7,16 +7,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.devices import processes
 from bench.devices.answer import Answer, Doubt, Unavailable, doubt
 from bench.devices.nvml import Device, Devices, Process, open_devices
 from bench.sampler.readings import Clock, Reading, Stream, together
 
-_OPEN_SECONDS = 4.0
+_OPEN_SECONDS = 30.0  # several boards without persistence mode take seconds each
 _CALL_SECONDS = 0.4  # what a hanging driver costs the host's readings, once
 _SLOW = ("temperature", "clocks", "violations", "ecc")
+_SEARCH_NS = 10 * 10**9  # from CUDA's start to a context, several boards included
+_SLACK_BYTES, _SLACK_PART = 128 << 20, 8  # of a device's rise, that the driver keeps or is late
 _PROCESS_METRICS = ("process_used_bytes", "other_processes", "other_bytes")
 
 
@@ -32,7 +34,7 @@ class Gpus:
         self.devices.guard.seconds = call_seconds
         self._clock = clock
         self._ours = _Family(pid)
-        self._before: dict[str, Sequence[Process]] = {}
+        self._before: dict[str, _Before] = {}
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:
@@ -122,45 +124,90 @@ class Gpus:
         listed = device.processes()
         if isinstance(listed, Unavailable):
             return dict.fromkeys(_PROCESS_METRICS, listed)
-        before = self._before.setdefault(device.uuid, listed)
-        pid = self._ours.number_in(listed, before)
+        pid = self._number_in(device, listed)
         others = [p for p in listed if not self._ours.has(p.pid)]
         source = listed[0].source if listed else "nvmlDeviceGetComputeRunningProcesses"
         held = [p.used_bytes for p in others]
         known = [used for used in held if used is not None]
-        untold = Unavailable("the driver does not say what the other processes hold")
+        told: Answer[Any] | Unavailable = Answer(sum(known), "B", source)
+        if known != held:
+            told = Unavailable("the driver does not say what the other processes hold")
+        count = len(others)
+        if any(p.pid in self._ours.perhaps for p in others):
+            count -= 1  # at least so many: one of them may be the run
+            told = Unavailable("one of the other processes may be the run under another number")
         return {
             "process_used_bytes": processes.own_memory(listed, pid),
-            "other_processes": Answer(len(others), "1", source),
-            "other_bytes": Answer(sum(known), "B", source) if known == held else untold,
+            "other_processes": Answer(count, "1", source),
+            "other_bytes": told,
         }
+
+    def _number_in(self, device: Device, listed: Sequence[Process]) -> int:
+        """Return the number of the run in a list: in a container perhaps that of its host."""
+        now_ns = self._clock()
+        if not self._ours.searching(listed, now_ns):
+            return self._ours.number
+        used = device.read(("memory",))["device_used_bytes"].value
+        before = self._before.get(device.uuid)
+        if before is None or not self._ours.has_cuda:
+            before = self._before[device.uuid] = _Before(listed, used)
+        if used is not None and before.used is not None:
+            self._ours.look_for(before.listed, listed, used - before.used)
+        return self._ours.number
+
+
+class _Before(NamedTuple):
+    """A device when the run had no CUDA yet."""
+
+    listed: Sequence[Process]
+    used: int | None
 
 
 class _Family:
     """The run's process, those it started, and the number that a container's host gave it."""
 
     def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._host_pid: int | None = None
+        self._pid = self.number = pid
+        self._cuda_ns: int | None = None
         self._known = {pid: True}
+        self.perhaps: set[int] = set()
+        """Numbers that came with the run's CUDA, and could not be told to be the run."""
         self.doubts: list[Doubt] = []
 
-    def number_in(self, listed: Sequence[Process], before: Sequence[Process]) -> int:
-        """Return the number under which the driver lists the run."""
-        if any(p.pid == self._pid for p in listed) or self._host_pid is not None:
-            return self._host_pid or self._pid
+    @property
+    def has_cuda(self) -> bool:
+        """Whether the run had CUDA up when it was last looked for."""
+        return self._cuda_ns is not None
+
+    def searching(self, listed: Sequence[Process], now_ns: int) -> bool:
+        """Return whether the run's number is open: it is not listed, and its context is near."""
+        if self.number != self._pid or any(p.pid == self._pid for p in listed):
+            return False
+        if self._cuda_ns is None and uses_cuda(self._pid):
+            self._cuda_ns = now_ns
+        return self._cuda_ns is None or now_ns - self._cuda_ns <= _SEARCH_NS
+
+    def look_for(self, before: Sequence[Process], listed: Sequence[Process], risen: int) -> None:
+        """Take a newcomer for the run where it holds what the device's use has risen by."""
+        if not self.has_cuda:
+            return
         old = {p.pid for p in before}
-        new = [p.pid for p in listed if p.pid not in old and not Path(f"/proc/{p.pid}").exists()]
-        if len(new) == 1 and uses_cuda(self._pid):
-            self._host_pid = new[0]
-            self._known[new[0]] = True
-            text = (
-                f"process {self._pid} is not listed, and process {new[0]}, which came after the "
-                "start, does not exist in here: taken for it under the number of its host"
-            )
-            self.doubts.append(doubt("own_memory_unreadable", text))
-            return new[0]
-        return self._pid
+        new = {p.pid: p for p in listed if p.pid not in old and not _is_here(p.pid)}
+        self.perhaps |= new.keys()
+        slack = max(_SLACK_BYTES, risen // _SLACK_PART)
+        found = processes.newcomer(before, listed, max(1, risen - slack))
+        held = new[found].used_bytes if found in new else None
+        if found is None or held is None or abs(held - risen) > slack:
+            return
+        self.number = found
+        self._known[found] = True
+        self.perhaps.clear()
+        text = (
+            f"process {self._pid} is not listed, and process {found}, which came with its CUDA "
+            f"and holds what the device's use rose by ({risen >> 20} MiB), does not exist in "
+            "here: taken for it under the number of its host"
+        )
+        self.doubts.append(doubt("own_memory_unreadable", text))
 
     def has(self, pid: int) -> bool:
         """Return whether ``pid`` is the run's, or a descendant's."""
@@ -176,6 +223,10 @@ def uses_cuda(pid: int) -> bool:
         return any(os.readlink(file).startswith("/dev/nvidia-uvm") for file in files)
     except OSError:
         return False
+
+
+def _is_here(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def _ancestors(pid: int) -> list[int]:

@@ -17,7 +17,7 @@ from bench.sampler import notes
 from bench.sampler.loop import Settings
 from bench.sampler.trace import TRACE
 
-_START_SECONDS = 5.0
+_START_SECONDS = 32.0  # a little more than opening several boards may take, see gpus.py
 _CLOSE_SECONDS = 2.0
 _ROOT = Path(__file__).resolve().parents[2]
 _PRELOADED = ("LD_PRELOAD", "DYLD_INSERT_LIBRARIES")  # an allocation counter, for one
@@ -42,6 +42,7 @@ class Sampler:
         visible: str | None,
         interval_seconds: float = 0.05,
         nvml: bool = True,
+        device: str = "",
     ) -> None:
         """Start nothing yet.
 
@@ -51,14 +52,20 @@ class Sampler:
             visible: as CUDA_VISIBLE_DEVICES; None is "not set".
             interval_seconds: between two readings of memory; longer where one is expensive.
             nvml: whether NVIDIA devices are read.
+            device: of the run, as torch names it. Numbers are told of the devices on which the
+                driver lists the process; of this one where it lists it on none.
 
         """
         self._folder = folder
-        self._settings = Settings(str(folder), pid, visible, interval_seconds, nvml)
+        self._settings = Settings(str(folder), pid, visible, interval_seconds, nvml, device=device)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Return once the first full reading is in, or after 5 s; a failure goes to the notes."""
+        """Return once the first full reading is in, or after 32 s; a failure goes to the notes.
+
+        Boards without persistence mode take seconds each to open. Where the reading comes later,
+        the run begins without a baseline, and its record says so.
+        """
         arguments = [json.dumps(asdict(self._settings)), str(os.getpid())]
         try:
             for name in (TRACE, notes.NOTES):
@@ -78,7 +85,11 @@ class Sampler:
         os.set_blocking(self._process.stdin.fileno(), False)
         said = select.poll()  # not select(): a descriptor may be above its 1024
         said.register(self._process.stdout, select.POLLIN)
-        if said.poll(_START_SECONDS * 1e3) and not self._process.stdout.read(1):
+        if not said.poll(_START_SECONDS * 1e3):
+            # The helper may never come to write notes; where it does, they are to say it too.
+            notes.write(self._folder, {**asdict(self._settings), "late": True})
+            self._say(b"late\n")
+        elif not self._process.stdout.read(1):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(1.0)
             code = self._process.returncode

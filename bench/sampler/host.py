@@ -11,7 +11,7 @@ from typing import Any
 from bench.devices.answer import Answer, Unavailable
 from bench.sampler.readings import Clock, Reading, Stream, together
 
-_BUSY = (1, 2, 3, 6, 7)  # of /proc/stat's "cpu" line: user, nice, system, irq, softirq
+_BUSY = (1, 2, 3, 6, 7)  # of /proc/stat's "cpuN" lines: user, nice, system, irq, softirq
 
 
 class Host:
@@ -22,6 +22,8 @@ class Host:
         self._pid, self._clock, self._proc = pid, clock, proc
         self._files: dict[Path, int | OSError] = {}
         self._linux = sys.platform == "linux"
+        self.cpus = _cpus_of(pid)
+        """That the process may run on, when the watching began."""
 
     def streams(self, interval_seconds: float) -> list[Stream]:
         """Return the process at every interval, the machine once a second."""
@@ -41,13 +43,13 @@ class Host:
         return together(t_ns, "host", "", found)
 
     def machine(self) -> list[Reading]:
-        """Read seconds that all CPUs were busy since boot, and those this process took itself."""
+        """Read seconds that the CPUs of the process were busy since boot, and what this took."""
         t_ns = self._clock()
         found: dict[str, Answer[Any] | Unavailable] = {
             "sampler_cpu_seconds": Answer(time.process_time(), "s", "time.process_time", "exact")
         }
         if self._linux:
-            found["machine_busy_seconds"] = _busy(self._read(self._proc / "stat"))
+            found["machine_busy_seconds"] = _busy(self._read(self._proc / "stat"), self.cpus)
         return together(t_ns, "host", "", found)
 
     def close(self) -> None:
@@ -96,17 +98,30 @@ class Host:
         if isinstance(file, OSError):
             return Unavailable(f"{path}: {file.strerror}")
         try:
-            return os.pread(file, 1 << 14, 0).decode("ascii", errors="replace")
+            return os.pread(file, 1 << 17, 0).decode("ascii", errors="replace")
         except OSError as error:
             return Unavailable(f"{path}: {error.strerror}")
 
 
-def _busy(stat: str | Unavailable) -> Answer[Any] | Unavailable:
+def _cpus_of(pid: int) -> frozenset[int]:
+    every = frozenset(range(os.cpu_count() or 1))
+    if not hasattr(os, "sched_getaffinity"):
+        return every
+    try:
+        return frozenset(os.sched_getaffinity(pid))
+    except OSError:
+        return every
+
+
+def _busy(stat: str | Unavailable, cpus: frozenset[int]) -> Answer[Any] | Unavailable:
     if isinstance(stat, Unavailable):
         return stat
-    ticks = stat.partition("\n")[0].split()
-    busy = sum(int(ticks[i]) for i in _BUSY) / os.sysconf("SC_CLK_TCK")
-    return Answer(busy, "s", "/proc/stat", "exact")
+    lines = dict(line.split(" ", 1) for line in stat.splitlines() if line.startswith("cpu"))
+    ticks = [lines[name].split() for cpu in cpus if (name := f"cpu{cpu}") in lines]
+    if not ticks:
+        return Unavailable("/proc/stat tells nothing of the CPUs that the process may run on")
+    busy = sum(int(of_one[i - 1]) for of_one in ticks for i in _BUSY)
+    return Answer(busy / os.sysconf("SC_CLK_TCK"), "s", "/proc/stat", "exact")
 
 
 def _resident(statm: str | Unavailable) -> dict[str, Answer[Any] | Unavailable]:

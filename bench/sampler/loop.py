@@ -39,6 +39,8 @@ class Settings:
     interval_seconds: float = 0.05
     nvml: bool = True
     powercap: str = str(rapl.POWERCAP)
+    device: str = ""
+    """As torch names the run's device; decides what counts where the driver tells nothing."""
 
 
 class Source(Protocol):
@@ -88,6 +90,7 @@ class Loop:
         self.refusals = notes.Refusals()
         self._slower = 1.0
         self._written_ns = 0
+        self._late = False
         opened = (sources or _open)(settings, clock)
         self._sources = list(opened)
         self._facts = _facts(self._sources)
@@ -118,6 +121,11 @@ class Loop:
         for source in self._sources:
             self._keep(source.full())
         self.trace.flush()
+
+    def late(self) -> None:
+        """Note that the run began before the first reading."""
+        self._late = True
+        self._write_notes()
 
     def end(self, why: str) -> None:
         """Take the last full reading, and close trace, notes and sources."""
@@ -156,7 +164,7 @@ class Loop:
             {
                 **asdict(self._settings),
                 "sampler_pid": os.getpid(),
-                "cpus": os.cpu_count(),
+                "late": self._late,
                 "begin_ns": self._begin_ns,
                 "written_ns": self._written_ns,
                 "cpu_seconds": time.process_time(),  # what sampling itself has cost
@@ -171,7 +179,11 @@ class Loop:
                     for d in getattr(self, "_due", [])
                 },
                 "refusals": self.refusals.listed(),
-                "trace": {"problem": self.trace.problem, "lost_rows": self.trace.lost},
+                "trace": {
+                    "opened": self.trace.opened,
+                    "problem": self.trace.problem,
+                    "lost_rows": self.trace.lost,
+                },
                 "ended": ended,
             },
         )
@@ -198,6 +210,8 @@ def _facts(sources: Sequence[Source]) -> dict[str, Any]:
             facts["devices"] = source.facts()
         elif isinstance(source, Rapl):
             facts["rapl"] = notes.unavailable(source.unavailable)
+        elif isinstance(source, Host):
+            facts["cpus"] = len(source.cpus)
     return facts
 
 

@@ -13,6 +13,8 @@ from bench.devices.answer import Answer, Unavailable
 from bench.sampler.readings import Reading
 
 NOTES = "sampler.json"
+LATE = "the sampler's first reading came after the run had begun"
+"""Why there is no baseline, where the notes have ``late``."""
 _MOST_REFUSALS = 300
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.devices import energy, sums
 from bench.devices.answer import Answer, Doubt, Unavailable
-from bench.sampler.collected import ENERGY_PHASES, Collected, DeviceSeries
+from bench.sampler.collected import ENERGY_PHASES, Collected, DeviceSeries, Shape
 from bench.sampler.found import Found, Quality
 from bench.sampler.series import Gaps, Spread
 from bench.sampler.windows import RUN
@@ -30,17 +31,35 @@ _UNITS = {"bytes": "B", "joules": "J", "seconds": "s", "share": "1", "celsius": 
 
 
 class Reasons:
-    """Why a value of a device can't be had: the last that was said."""
+    """Why a value of a device can't be had: the last that was said while a phase was open."""
 
-    def __init__(self, refusals: Iterable[Mapping[str, Any]]) -> None:
-        """Take the refusals of the notes."""
-        self._said: dict[tuple[str, str], str] = {}
-        for refusal in sorted(refusals, key=lambda r: int(r["last_ns"])):
-            self._said[refusal["device"], refusal["metric"]] = str(refusal["reason"])
+    def __init__(self, refusals: Iterable[Mapping[str, Any]], shape: Shape) -> None:
+        """Take the refusals of the notes, and where the phases lie."""
+        self._said: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for refusal in sorted(refusals, key=lambda r: int(r["last_ns"]), reverse=True):
+            self._said.setdefault((refusal["device"], refusal["metric"]), []).append(refusal)
+        self._open: dict[str, tuple[list[int], list[int]]] = {}
+        for stretch in shape.borders.stretches:
+            for phase in stretch.phases:
+                begins, ends = self._open.setdefault(phase, ([], []))
+                begins.append(stretch.begin_ns)
+                ends.append(stretch.end_ns)
 
-    def why(self, device: str, metric: str, otherwise: str) -> str:
-        """Return the reason, or ``otherwise`` where the helper gave none."""
-        return self._said.get((device, metric), otherwise)
+    def why(self, device: str, metric: str, otherwise: str, phase: str | None = None) -> str:
+        """Return the reason, or ``otherwise`` where the helper gave none.
+
+        With a phase, only what was said while that was open counts: a process that is not listed
+        before it has a context says nothing about later.
+        """
+        for refusal in self._said.get((device, metric), ()):
+            if phase is None or self._overlaps(phase, refusal["first_ns"], refusal["last_ns"]):
+                return str(refusal["reason"])
+        return otherwise
+
+    def _overlaps(self, phase: str, first_ns: int, last_ns: int) -> bool:
+        begins, ends = self._open.get(phase, ([], []))
+        i = bisect.bisect_left(ends, first_ns)
+        return i < len(begins) and begins[i] <= last_ns
 
 
 def found(
@@ -59,8 +78,13 @@ def no_devices(reason: str) -> list[Found]:
     return [found(metric, RUN, Unavailable(reason)) for metric in _OF_DEVICES]
 
 
-def memory(run: Collected, devices: Iterable[str], reasons: Reasons) -> list[Found]:
-    """Return peaks, the baseline, what the driver accounts for, and temperatures, by device."""
+def memory(
+    run: Collected, devices: Iterable[str], reasons: Reasons, late: str | None = None
+) -> list[Found]:
+    """Return peaks, the baseline, what the driver accounts for, and temperatures, by device.
+
+    ``late`` says why no reading is from before the run.
+    """
     numbers: list[Found] = []
     for uuid in devices:
         series = run.devices.get(uuid) or DeviceSeries(run.shape)
@@ -68,20 +92,23 @@ def memory(run: Collected, devices: Iterable[str], reasons: Reasons) -> list[Fou
             ("device_used_peak_bytes", series.used.by_phase, _MEMORY),
             ("device_process_peak_bytes", series.process.by_phase, _LISTS),
         ):
-            why = reasons.why(uuid, _PER_DEVICE[metric], "it was not read while the phase was on")
             for phase in run.shape.phases:
+                unread = "it was not read while the phase was on"
+                why = reasons.why(uuid, _PER_DEVICE[metric], unread, phase)
                 numbers.append(
                     found(metric, phase, _given(by_phase.get(phase), source, why), uuid)
                 )
-        numbers += _at_the_ends(series, uuid, reasons)
+        numbers += _at_the_ends(series, uuid, reasons, late)
     return numbers
 
 
-def _at_the_ends(series: DeviceSeries, uuid: str, reasons: Reasons) -> list[Found]:
+def _at_the_ends(
+    series: DeviceSeries, uuid: str, reasons: Reasons, late: str | None
+) -> list[Found]:
     ends = series.ends
     celsius, used = ends["temperature_celsius"], ends["device_used_bytes"]
     values: dict[str, tuple[float | None, str, Quality]] = {
-        "device_used_baseline_bytes": (used.first, _MEMORY, "sampled"),
+        "device_used_baseline_bytes": (None if late else used.first, _MEMORY, "sampled"),
         "device_process_accounting_peak_bytes": (
             *(ends["accounting_peak_bytes"].after, "nvmlDeviceGetAccountingStats", "exact"),
         ),
@@ -91,6 +118,8 @@ def _at_the_ends(series: DeviceSeries, uuid: str, reasons: Reasons) -> list[Foun
     numbers = []
     for metric, (value, source, quality) in values.items():
         why = reasons.why(uuid, _PER_DEVICE[metric], "it was not read")
+        if late and metric == "device_used_baseline_bytes":
+            why = late
         numbers.append(found(metric, RUN, _given(value, source, why, quality), uuid))
     return numbers
 
@@ -120,20 +149,31 @@ def joules(
     for uuid in devices:
         series = run.devices.get(uuid) or DeviceSeries(run.shape)
         for phase in (phase for phase in ENERGY_PHASES if phase in run.shape.seconds):
-            part = _energy(series, uuid, phase, run.shape.seconds[phase], reasons)
+            seconds = run.shape.seconds[phase]
+            unpolled = reasons.why(uuid, "power_watts", "power was not read", phase)
+            power = _total(series.polled, phase, seconds, unpolled)
+            part = _energy(series, uuid, phase, seconds, power, reasons)
+            polled = power if isinstance(power, Unavailable) else part.polled
             numbers.append(found("energy_joules", phase, part.counted, uuid))
-            numbers.append(found("energy_polled_joules", phase, part.polled, uuid))
+            numbers.append(found("energy_polled_joules", phase, polled, uuid))
+            # A phase that is short, or in the sensor's rhythm, says nothing against the run.
             doubts += [
-                Doubt(d.name, d.severity, f"{uuid}, {phase}: {d.text}") for d in part.doubts
+                Doubt(d.name, d.severity, f"{uuid}, {phase}: {d.text}")
+                for d in part.doubts
+                if phase == RUN or d.name == "energy_counter_reset"
             ]
     return numbers, doubts
 
 
 def _energy(
-    series: DeviceSeries, uuid: str, phase: str, seconds: float, reasons: Reasons
+    series: DeviceSeries,
+    uuid: str,
+    phase: str,
+    seconds: float,
+    power: Answer[float] | Unavailable,
+    reasons: Reasons,
 ) -> energy.Energy:
-    why = reasons.why(uuid, "energy_joules", "the counter was not read")
-    power = _total(series.polled, phase, seconds, reasons.why(uuid, "power_watts", "never read"))
+    why = reasons.why(uuid, "energy_joules", "the counter was not read", phase)
     flat: list[tuple[float, float]] = []
     if isinstance(power, Answer):
         flat = [(0.0, power.value / seconds), (seconds, power.value / seconds)]
@@ -147,20 +187,19 @@ def _energy(
     of_phase = energy.window(zero, risen, seconds, flat)
     if isinstance(of_phase.counted, Unavailable):
         return of_phase
-    # The run's ends are read when they come. Other borders lie between two readings.
-    quality: Any = "exact" if phase == RUN and total.quality == "exact" else "sampled"
-    counted = Answer(total.value, "J", _COUNTER, quality)
+    # The counter misses nothing, but every border lies between two readings of it.
+    counted = Answer(total.value, "J", _COUNTER)
     return energy.Energy(counted, of_phase.polled, of_phase.doubts)
 
 
 def _total(series: Spread, phase: str, seconds: float, why: str) -> Answer[float] | Unavailable:
-    """Return the sum of a phase; ``exact`` where no moment of it was left out."""
+    """Return the sum of a phase, where readings cover it."""
     total = series.totals[phase]
     left_out = seconds - total.seconds
     if left_out > min(_SLACK_SECONDS, _SLACK_SHARE * seconds):
         text = f"known for {total.seconds:.2f} of the {seconds:.2f} s of {phase}"
         return Unavailable(f"{text}: {why}")
-    return Answer(total.amount, "J", "", "exact" if left_out < 1e-6 else "sampled")
+    return Answer(total.amount, "J", "")
 
 
 def host_joules(run: Collected, reason: str | None) -> list[Found]:
@@ -186,7 +225,7 @@ def busy(run: Collected, devices: Iterable[str], reasons: Reasons) -> list[Found
     seconds, numbers = run.shape.seconds.get(RUN, 0.0), []
     for uuid in devices:
         series = run.devices.get(uuid) or DeviceSeries(run.shape)
-        why = reasons.why(uuid, "kernel_time_percent", "it was not read")
+        why = reasons.why(uuid, "kernel_time_percent", "it was not read", RUN)
         answer = _total(series.busy, RUN, seconds, why)
         if isinstance(answer, Answer):
             share = answer.value / series.busy.totals[RUN].seconds / 100

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.devices.answer import doubt
-from bench.sampler import doubts, notes, numbers, trace
+from bench.sampler import doubts, notes, numbers, trace, used
 from bench.sampler.collected import Shape, collect
 from bench.sampler.found import Sampled
 from bench.sampler.windows import Window
@@ -24,11 +24,12 @@ def summarise(folder: Path, windows: Sequence[Window], *, timing: bool = False) 
         folder: of the run.
         windows: every stretch in which a phase was open.
         timing: whether its times are what the run is for. A power cap is then suspect, and so is a
-            busy host where no GPU is used.
+            busy host.
 
     Returns:
-        Nothing where the run was not sampled. Reads the trace once: about ten seconds for an hour
-        of readings of one GPU every 50 ms.
+        Nothing where the run was not sampled. Numbers and doubts are of the devices that the run
+        used; the trace keeps all that it could see. Reads the trace once for one GPU, else twice:
+        about ten seconds each for an hour of readings of one GPU every 50 ms.
 
     """
     said = _settled(folder)
@@ -40,14 +41,16 @@ def summarise(folder: Path, windows: Sequence[Window], *, timing: bool = False) 
     if not windows:
         return Sampled()
     shape = Shape(windows, float(said.get("interval_seconds", 0.05)))
-    run = collect(trace.read(folder / trace.TRACE), shape)
-    reasons = numbers.Reasons(said.get("refusals", []))
-    named = [device["uuid"] for device in said.get("devices", [])]
-    devices = list(dict.fromkeys([*named, *run.devices]))
+    devices = used.devices(folder / trace.TRACE, shape, said)
+    said = used.of_those(said, devices)
+    rows = trace.read(folder / trace.TRACE)
+    run = collect((r for r in rows if r.source != "nvml" or r.device in devices), shape)
+    reasons = numbers.Reasons(said.get("refusals", []), shape)
+    late = notes.LATE if said.get("late") else None
     found = [*numbers.gaps(run.host_gaps, "host"), *numbers.host_joules(run, _why_no_rapl(said))]
     of_energy: list[Any] = []
     if devices:
-        found += numbers.memory(run, devices, reasons)
+        found += numbers.memory(run, devices, reasons, late)
         found += numbers.over_devices(run, devices)
         joules, of_energy = numbers.joules(run, devices, reasons)
         found += [*joules, *numbers.busy(run, devices, reasons)]

@@ -47,9 +47,12 @@ class TraceWriter:
         self._good = 0
         self._flushed_ns = 0
         self._file: int | None = None
+        self.opened = True
+        """Whether there is a file at all."""
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         except OSError as error:
+            self.opened = False
             self._refused(error)
 
     def write(self, rows: Iterable[Row], now_ns: int) -> None:

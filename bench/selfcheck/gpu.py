@@ -29,7 +29,18 @@ def verdicts() -> Iterator[Verdict]:
         if devices.unavailable is not None:
             yield missing("NVML", "is it there", devices.unavailable.reason)
             return
+        yield from not_opened(devices)
         yield from all_of(devices)
+
+
+def not_opened(devices: Devices) -> Iterator[Verdict]:
+    """Say which of torch's devices NVML could not open by their names, and why."""
+    ordinals = {device.ordinal for device in devices}
+    why = "; ".join(doubt.text for doubt in devices.doubts) or "it lists none of that name"
+    for number, uuid in enumerate(_uuids()):
+        if number not in ordinals:
+            reason = f"torch sees {uuid} there, and NVML did not open it: {why}"
+            yield broken(f"NVML, GPU {number}", "is it there", reason)
 
 
 def opened() -> Devices:
@@ -37,8 +48,7 @@ def opened() -> Devices:
 
     torch gives the UUID without the word before it, which differs for a part of a GPU (MIG).
     """
-    several = range(torch.cuda.device_count())
-    numbers = [str(torch.cuda.get_device_properties(i).uuid) for i in several]
+    numbers = _uuids()
     devices = open_devices(",".join(f"GPU-{number}" for number in numbers))
     if devices.unavailable is None:
         return devices
@@ -51,9 +61,14 @@ def opened() -> Devices:
 
 
 def all_of(devices: Devices) -> Iterator[Verdict]:
-    """Check devices that torch numbers in the same order."""
-    for number, device in enumerate(devices):
-        label, work = f"GPU {number}", TorchWork(f"cuda:{number}")
+    """Check devices, each under torch's number."""
+    for device in devices:
+        label, work = f"GPU {device.ordinal}", TorchWork(f"cuda:{device.ordinal}")
         yield from gpu_memory.verdicts(device, work, label)
         yield from gpu_energy.verdicts(device, work, label)
         yield from gpu_energy.latencies(device, label)
+
+
+def _uuids() -> list[str]:
+    several = range(torch.cuda.device_count())
+    return [str(torch.cuda.get_device_properties(number).uuid) for number in several]

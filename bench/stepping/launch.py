@@ -51,7 +51,7 @@ def _run_one(folder: Path, case: StepCase, told: Callable[[StepCase, str], None]
                 told(case, line.strip())
             code = process.wait()
         finally:
-            _end(process)
+            end(process)
         if code == 0:
             return None
         errors.seek(0)
@@ -61,7 +61,8 @@ def _run_one(folder: Path, case: StepCase, told: Callable[[StepCase, str], None]
     return lines[-1] if lines else f"the process ended with {code}"
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def end(process: subprocess.Popen[str]) -> None:
+    """End a process that was started for a measurement, politely first; nothing if it is over."""
     if process.poll() is None:
         process.terminate()
         try:

@@ -33,7 +33,8 @@ _COLUMNS = (
 
 def rows(tables: Tables) -> Table:
     """Return one row per run that did not complete; no column is left out."""
-    ended = tuple(_row(run) for run in tables.entries if run.record.status != "completed")
+    made = (run for run in tables.entries if not run.is_predicted)
+    ended = tuple(_row(run) for run in made if run.record.status != "completed")
     return Table(_COLUMNS, ended)
 
 

@@ -116,7 +116,7 @@ def test_a_snapshot_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("measure", ["memory", "time"])
-def test_a_run_that_fails_keeps_its_snapshot_and_a_timed_one_says_so(
+def test_a_run_that_fails_keeps_its_snapshot_and_says_so(
     tmp_path, tiny_cell, monkeypatch, measure
 ):
     memory = Memory()
@@ -129,8 +129,7 @@ def test_a_run_that_fails_keeps_its_snapshot_and_a_timed_one_says_so(
     run._record_history()
     run._failed()
     assert (tmp_path / SNAPSHOT).is_file()
-    flagged = "memory_history" in (tmp_path / "events.jsonl").read_text()
-    assert flagged == (measure == "time")
+    assert "memory_history" in (tmp_path / "events.jsonl").read_text()
     run.events.close()
 
 

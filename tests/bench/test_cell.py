@@ -7,11 +7,11 @@ import json
 import pytest
 
 from bench import cell as cells
-from bench import doubts, store
+from bench import doubts, executor, store
 from bench.cell import EVENTS, Outcome, finish, set_aside, tries, write_cell
 from bench.devices.answer import Doubt
 from bench.phases import windows
-from bench.records import Environment, Flag, Measurement, RunSpec, read_record
+from bench.records import Environment, Failure, Flag, Measurement, RunSpec, read_record
 from bench.sampler import Found, Sampled, Window
 
 S = 10**9  # a second, in nanoseconds
@@ -146,7 +146,7 @@ def count(metric: str, value: int) -> Measurement:
         (2, 0, "completed", "memory", True),
         (1, 1, "completed", "memory", True),  # somebody caught it and went on
         (1, 1, "out_of_memory", "memory", False),  # the refusal that ended it is its result
-        (3, 1, "out_of_memory", "memory", True),
+        (3, 1, "out_of_memory", "memory", False),  # near the wall it tries
         (2, 0, "completed", "time", False),
     ],
 )
@@ -180,7 +180,8 @@ def test_a_record_set_aside_is_kept_and_the_run_begins_anew(finished, tmp_path):
     assert tries(folder) == 0
     kept = set_aside(folder)
     assert kept.name == "record.try1.json" and read_record(kept) == record
-    assert {p.name for p in folder.iterdir()} == {"record.try1.json", "cell.json"}
+    assert {p.name for p in folder.iterdir()} == {"try1", "cell.json"}
+    assert (folder / "try1" / "trajectory.bin").read_bytes() == b"x"
     assert tries(folder) == 1
 
 
@@ -207,3 +208,33 @@ def test_a_run_that_is_only_suspect_or_was_not_made_is_not_queued_again(finished
 def test_flags_that_say_the_same_are_one():
     one, other = (Flag(name="a", severity="info", text=t) for t in "xy")
     assert doubts.once([one, other, one]) == [one, other]
+
+
+def test_how_a_run_ended_is_what_its_newest_process_said(tmp_path, tiny_cell):
+    folder = tmp_path / "run"
+    write_cell(folder, tiny_cell())
+    assert cells.told(folder) is None
+    events = cells.Events(folder)
+    failure = Failure(cause="NonFiniteLoss", phase="forward", step=3, bytes_requested=7)
+    ended = Outcome("failed", "it diverged", 2.5, failure)
+    events.write("start", {"at": "now"})
+    cells.tell(events, ended)
+    assert cells.told(folder) == ended
+    events.write("start", {"at": "later"})  # resumed, and still going
+    assert cells.told(folder) is None
+    cells.tell(events, Outcome("completed", "all steps were taken", 3.0))
+    assert cells.told(folder) == Outcome("completed", "all steps were taken", 3.0)
+    events.close()
+
+
+def test_a_run_whose_parent_died_before_the_record_is_not_made_again(tmp_path, tiny_cell):
+    cell = tiny_cell()
+    folder = cell.folder(tmp_path)
+    write_cell(folder, cell)
+    events = cells.Events(folder)
+    events.write("start", {"at": "2026-01-01T00:00:00+00:00"})
+    cells.tell(events, Outcome("completed", "all steps were taken", 3.0))
+    events.close()
+    (record,) = executor.run(tmp_path, [cell], lambda *_: pytest.fail("it was started"))
+    assert (record.status, record.wall_seconds) == ("completed", 3.0)
+    assert read_record(folder / "record.json") == record

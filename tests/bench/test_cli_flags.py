@@ -86,7 +86,7 @@ def test_an_invalid_run_is_made_again_and_each_try_is_kept(play):
     assert play(tries, retry_invalid=5, strict=True) == 0
     assert play.made == ["mezo", "ft_sgd", "mezo", "mezo"]
     (folder,) = play.out.glob("tiny/*mezo*")
-    kept = {p.name: read_record(p).flags for p in folder.glob("record*.json")}
+    kept = {p.name: read_record(p).flags for p in folder.rglob("record*.json")}
     assert kept == {"record.json": [HOT], "record.try1.json": [LOST], "record.try2.json": [LOST]}
 
 

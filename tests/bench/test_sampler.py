@@ -30,10 +30,12 @@ def window(name, begin, end, depth=1):
 class Play:
     """A scenario, sampled from 0 s on."""
 
-    def __init__(self, nvml, folder, scenario, interval=0.05, pid=None, **changes):
+    def __init__(self, nvml, folder, scenario, interval=0.05, pid=None, device="", **changes):
         self.folder, self.clock = folder, nvml.play(scenario, **changes)
         self.pid = os.getpid() if pid is None else pid
-        settings = Settings(str(folder), self.pid, None, interval, True, str(folder / "powercap"))
+        asked = {"device": device} if device else {}
+        root = str(folder / "powercap")
+        settings = Settings(str(folder), self.pid, None, interval, True, root, **asked)
         self.loop = Loop(settings, clock=lambda: ns(self.clock.now))
 
     def until(self, t):
@@ -192,7 +194,7 @@ def test_peaks_belong_to_the_phases_they_came_in(play):
     assert (account.value, account.quality) == (5 * GIB, "exact")
     assert value(said, "temperature_start_celsius", "run", GPU) == 40
     assert value(said, "temperature_end_celsius", "run", GPU) == 75
-    assert set(flags(said)) == {"energy_window_short"}  # load: 3 s
+    assert set(flags(said)) == set()  # load lasts 3 s, too short to flag the run for
 
 
 def test_a_phase_without_a_reading_has_no_peak_and_says_so(play):
@@ -209,8 +211,8 @@ def test_energy_under_a_square_wave_is_the_counters_and_polling_stands_beside_it
     said = run.says(window("run", 2 + start, 22 + start), window("train", 4, 14))
     assert value(said, "energy_joules") == pytest.approx(6000, rel=0.01)  # a step is 50 J
     assert value(said, "energy_joules", "train") == pytest.approx(3000, rel=0.02)
-    assert number(said, "energy_joules").quality == "exact"
-    assert number(said, "energy_joules", "train").quality == "sampled"
+    for phase in ("run", "train"):  # the borders lie between readings, the run's as well
+        assert number(said, "energy_joules", phase).quality == "sampled"
     assert number(said, "energy_joules").source == "nvmlDeviceGetTotalEnergyConsumption"
     assert value(said, "energy_polled_joules") == pytest.approx(6000, rel=0.05)
     assert not {"energy_counter_vs_polled", "energy_window_short"} & set(flags(said))
@@ -244,7 +246,9 @@ def test_the_energy_of_thousands_of_short_windows_adds_up(play):
     said = run.says(window("run", 1, 29), *steps)
     assert value(said, "energy_joules", "train") == pytest.approx(4 * 250, rel=0.02)
     assert value(said, "energy_polled_joules", "train") == pytest.approx(4 * 250, rel=0.05)
-    assert "train: 4.00 s are less than 60 steps" in flags(said)["energy_window_short"].text
+    assert "energy_window_short" not in flags(said)  # train had 4 s, and the run 28
+    short = run.says(window("run", 1, 5))
+    assert "run: 4.00 s are less than 60 steps" in flags(short)["energy_window_short"].text
 
 
 def test_a_counter_that_goes_backwards_is_no_energy(play):
@@ -284,6 +288,61 @@ fault nvmlDeviceGetMemoryInfo* 1 999 7 8"""
     assert value(said, "energy_joules", device=OTHER) == pytest.approx(2000, rel=0.02)
     assert value(said, "gpu_busy_share", device=GPU) == pytest.approx(0.5)
     assert value(said, "gpu_busy_share", device=OTHER) == 0
+
+
+NEIGHBOUR = f"""{TWO_GPUS}
+at 0 0 power 100
+at 1 0 power 400
+at 1 0 util 90
+at 1 0 mem {40 * GIB}
+at 1 4 mem {60 * GIB}
+at 1 4 ecc 9
+proc 1 4242 0 -
+"""
+MINE = f"proc 0 0 1 -\npmem 1 {GIB}\nat 0 1 mem {GIB}"
+
+
+@pytest.mark.parametrize(
+    ("mine", "device"), [(MINE, "cpu"), (f"proc 0 0 1 -\npmem 1 -1\nat 0 1 mem {GIB}", "cuda:0"),
+                         (f"at 0 1 mem {GIB}", "cuda")],
+)  # fmt: skip
+def test_a_stranger_on_a_gpu_that_the_run_does_not_use_is_not_in_its_record(play, mine, device):
+    run = play(f"{NEIGHBOUR}\n{mine}", device=device).end(12)
+    said = run.says(window("run", 1, 11))
+    assert {f.device for f in said.found if f.device and f.device.startswith("GPU-")} == {GPU}
+    assert not {"other_process", "not_idle_at_start", "ecc_errors"} & set(flags(said))
+    assert not [f for f in said.found if "sum" in f.metric or "max_gpu" in f.metric]
+    assert not [d for d in said.doubts if OTHER in d.text]
+    assert [v for _, v in of(run.rows, "device_used_bytes", OTHER)]  # the trace keeps it
+    assert run.notes["device"] == device
+
+
+def test_a_gpu_by_its_number_is_the_one_of_that_number(play):
+    said = play(f"{NEIGHBOUR}\nat 0 1 mem {GIB}", device="cuda:1").end(12)
+    said = said.says(window("run", 1, 11))
+    assert {f.device for f in said.found if f.device} == {OTHER}
+    assert "other_process" in flags(said)
+
+
+def test_where_nothing_tells_which_gpu_a_run_uses_all_are_its_own(play):
+    run = play(f"{NEIGHBOUR}\nat 0 1 mem {GIB}").end(12)
+    said = run.says(window("run", 1, 11))
+    assert {f.device for f in said.found if f.device} == {GPU, OTHER}
+    assert "other_process" in flags(said)
+
+
+def test_two_gpus_of_three_are_added_up(play):
+    third = "gpu name=NVIDIA_H100 uuid=GPU-cccccccc-1111-2222-3333-444444444444"
+    mine = f"proc 0 0 1 -\npmem 0 {GIB}\nproc 1 0 1 -\npmem 0 {GIB}\nproc 2 4242 0 -"
+    memory = f"at 0 0 mem {GIB}\nat 1 0 mem {2 * GIB}\nat 2 0 mem {50 * GIB}"
+    # The third is at its largest when the other two are not.
+    later = f"at 0 6 mem {4 * GIB}\nat 2 6 mem {GIB}"
+    said = play(f"{TWO_GPUS}\n{third}\n{mine}\n{memory}\n{later}").end(12)
+    said = said.says(window("run", 1, 11))
+    assert value(said, "device_used_max_gpu_bytes") == 4 * GIB
+    assert value(said, "device_used_peak_of_sum_bytes") == 6 * GIB
+    assert value(said, "device_used_sum_of_peaks_bytes") == 6 * GIB
+    assert "other_process" not in flags(said)
 
 
 def test_one_gpu_has_no_sums(play):
@@ -389,6 +448,8 @@ def test_a_gpu_lost_for_a_while_comes_back(play):
     for phase in ("load", "train"):
         assert value(said, "energy_joules", phase) is None
     assert value(said, "energy_polled_joules") is None
+    reason = number(said, "energy_polled_joules", "train").reason
+    assert "of the 2.00 s of train" in reason and "fallen off the bus" in reason
 
 
 def test_a_driver_that_hangs_leaves_the_host_readings(play):
@@ -446,6 +507,56 @@ def test_in_a_container_the_newcomer_that_does_not_exist_here_is_the_run(play, m
     assert "other_process" not in flags(said)
     before = f"{IDLE}\nproc 0 4100001 0 -\npmem 0 {GIB}"
     assert "other_process" in flags(play(before).end(5).says(window("run", 1, 4)))
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [f"proc 0 4100001 2 -\npmem 2 {GIB}\nat 0 2 mem {6 * GIB}",  # of 6 GiB it holds 1
+     f"proc 0 4100001 2 -\nproc 0 4100002 2 -\npmem 2 {GIB}\nat 0 2 mem {2 * GIB}",
+     f"proc 0 4100001 2 -\npmem 2 -1\nat 0 2 mem {GIB}"],
+)  # fmt: skip
+def test_in_a_container_a_newcomer_that_does_not_fit_is_not_the_run(play, monkeypatch, scene):
+    monkeypatch.setattr(gpus, "uses_cuda", lambda pid: True)
+    said = play(f"{IDLE}\n{scene}").end(8).says(window("run", 1, 7))
+    assert value(said, "device_process_peak_bytes", device=GPU) is None
+    assert "taken for it" not in str(said.doubts)
+    # One of two is a stranger for sure; of one nobody knows.
+    assert ("other_process" in flags(said)) == ("4100002" in scene)
+
+
+@pytest.mark.parametrize(("begin", "cuda"), [(2, 3.0), (14, 1.0)])
+def test_in_a_container_who_came_before_cuda_or_long_after_it_is_a_stranger(
+    play, monkeypatch, begin, cuda
+):
+    scene = f"{IDLE}\nproc 0 4100001 {{0}} -\npmem {{0}} {GIB}\nat 0 {{0}} mem {GIB}"
+    run = None
+    monkeypatch.setattr(gpus, "uses_cuda", lambda pid: run is not None and run.clock.now >= cuda)
+    run = play(scene.format(begin))
+    said = run.end(20).says(window("run", 1, 19))
+    assert value(said, "device_process_peak_bytes", device=GPU) is None
+    assert flags(said)["other_process"].severity == "invalid"
+
+
+def test_in_a_container_the_run_is_found_beside_who_was_there_before(play, monkeypatch):
+    run = None
+    monkeypatch.setattr(gpus, "uses_cuda", lambda pid: run is not None and run.clock.now >= 3)
+    before = f"proc 0 4100001 0 2.5\npmem 0 {GIB}\nat 0 0 mem {GIB}\nat 0 2.5 mem 0"
+    run = play(f"{IDLE}\n{before}\nproc 0 4100002 4 -\npmem 4 {3 * GIB}\nat 0 4 mem {3 * GIB}")
+    said = run.end(10).says(window("run", 3, 9))
+    assert value(said, "device_process_peak_bytes", device=GPU) == 3 * GIB
+    assert "other_process" not in flags(said)
+
+
+def test_a_run_that_began_before_the_sampler_has_no_baseline(play):
+    busy = f"{IDLE}\nat 0 0 util 90\nat 0 0 mem {GIB}\nproc 0 4242 0 0.5\npmem 0 {GIB}"
+    run = play(busy)
+    run.loop.late()
+    said = run.end(5).says(window("run", 1, 4))
+    found = number(said, "device_used_baseline_bytes", device=GPU)
+    assert found.value is None and "after the run had begun" in found.reason
+    assert flags(said)["sampler_late"].severity == "suspect"
+    assert "not_idle_at_start" not in flags(said)
+    assert value(said, "device_used_peak_bytes", device=GPU) == GIB
 
 
 def test_accounting_that_is_off_is_told_with_what_switches_it_on(play):

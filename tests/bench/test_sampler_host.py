@@ -70,15 +70,34 @@ def test_the_kernels_lines_are_read_as_it_writes_them(tmp_path):
     (tmp_path / "7" / "statm").write_text("5000 300 100 1 0 200 0\n")
     fields = " ".join(str(n) for n in range(3, 53))
     (tmp_path / "7" / "stat").write_text(f"7 (a ) b (c) S {fields.split(' ', 1)[1]}\n")
-    (tmp_path / "stat").write_text("cpu  10 20 30 4000 50 6 7 8 9 9\ncpu0 1 1 1 1\n")
+    lines = ["cpu  99 99 99 9999 99 99 99 99 99 99", "cpu0 10 20 30 4000 50 6 7 8 9 9"]
+    lines += ["cpu1 5000 0 0 0 0 0 0 0 0 0", "cpu2 1 1 1 4000 1 1 1 1 1 1", "intr 5"]
+    (tmp_path / "stat").write_text("\n".join(lines))
     host = Host(7, proc=tmp_path)
-    host._linux = True
+    host._linux, host.cpus = True, frozenset({0, 2, 900})
     found = answers(host.full())
     host.close()
     assert found["rss_bytes"].value == 300 * page
     assert found["rss_anon_bytes"].value == 200 * page
     assert found["cpu_seconds"].value == (14 + 15) / tick
-    assert found["machine_busy_seconds"].value == (10 + 20 + 30 + 6 + 7) / tick
+    assert found["machine_busy_seconds"].value == (10 + 20 + 30 + 6 + 7 + 5) / tick
+    host.cpus = frozenset({900})
+    assert "nothing of the CPUs" in answers(host.machine())["machine_busy_seconds"].reason
+
+
+@linux
+def test_the_cpus_are_those_that_the_process_may_run_on(monkeypatch):
+    allowed = sorted(os.sched_getaffinity(0))
+    program = f"import os; os.sched_setaffinity(0, [{allowed[-1]}]); print(flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        child.stdout.readline()
+        assert Host(child.pid).cpus == {allowed[-1]}
+    finally:
+        child.communicate(b"\n")
+    assert Host(child.pid).cpus == set(range(os.cpu_count()))  # gone: all that there are
 
 
 def test_elsewhere_psutil_is_asked():

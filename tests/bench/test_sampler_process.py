@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from scripted import GIB, ONE_GPU
 
-from bench.sampler import Sampler, Window, helper, notes, summarise, trace
+from bench.sampler import Sampler, Window, gpus, helper, notes, summarise, trace
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc: Linux only")
 
@@ -269,6 +269,33 @@ def test_a_helper_that_can_not_start_is_a_doubt_and_no_error(tmp_path, monkeypat
     sampler.start()
     sampler.close()
     assert "could not be started" in notes.read(tmp_path)["failed"]
+
+
+def test_a_helper_that_opens_its_devices_slowly_is_waited_for(tmp_path, nvml, monkeypatch):
+    assert 20 <= gpus._OPEN_SECONDS < helper._START_SECONDS
+    environment = nvml.startup(f"{ONE_GPU}\nhang nvmlInit* * 0 6")
+    monkeypatch.setattr(helper, "_environment", lambda: {**environment, "PYTHONPATH": str(ROOT)})
+    with sampler_of(tmp_path, nvml=True, device="cuda:0"):
+        assert [r for r in rows(tmp_path, "device_used_bytes")]
+    assert notes.read(tmp_path)["device"] == "cuda:0"
+
+
+def test_a_helper_that_comes_too_late_leaves_no_baseline_and_a_doubt(tmp_path, nvml, monkeypatch):
+    environment = nvml.startup(f"{ONE_GPU}\nhang nvmlInit* * 0 3")
+    monkeypatch.setattr(helper, "_environment", lambda: {**environment, "PYTHONPATH": str(ROOT)})
+    monkeypatch.setattr(helper, "_START_SECONDS", 0.5)
+    sampler = sampler_of(tmp_path, nvml=True)
+    begin = time.monotonic_ns()
+    sampler.start()
+    assert time.monotonic_ns() - begin < 2.5e9
+    assert notes.read(tmp_path)["late"] is True  # also where the helper never comes up
+    wait_for(lambda: rows(tmp_path, "device_used_bytes"))
+    wait_for(lambda: "sampler_pid" in notes.read(tmp_path))
+    sampler.close()
+    said = summarise(tmp_path, [Window("run", begin, time.monotonic_ns(), 0)])
+    assert "sampler_late" in {d.name for d in said.doubts}
+    (baseline,) = (f for f in said.found if f.metric == "device_used_baseline_bytes")
+    assert baseline.value is None and "after the run had begun" in baseline.reason
 
 
 @pytest.mark.parametrize("folder", ["missing", "file"])

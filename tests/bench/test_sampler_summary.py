@@ -206,16 +206,16 @@ def test_a_package_that_stands_still_or_is_missing_is_no_zero(tmp_path):
 
 
 @pytest.mark.parametrize(("others", "told"), [(0.3, False), (0.5, True)])
-def test_a_busy_host_is_told_of_time_runs_on_the_cpu(tmp_path, others, told):
+def test_a_busy_host_is_told_of_time_runs_on_cpu_and_gpu(tmp_path, others, told):
     write(tmp_path, host(20, machine=others))
     run = [window("run", 2.5, 17.5)]
     assert ("host_busy" in doubts(summarise(tmp_path, run, timing=True))) == told
     assert doubts(summarise(tmp_path, run)) == {}
     if told:
         text = doubts(summarise(tmp_path, run, timing=True))["host_busy"]
-        assert text.startswith("other processes took 12% of the 4 CPUs") or "13%" in text
+        assert text.startswith("other processes took 12% of the run's 4 CPUs") or "13%" in text
     write(tmp_path, host(20, machine=others), nvml=True)
-    assert "host_busy" not in doubts(summarise(tmp_path, run, timing=True))
+    assert ("host_busy" in doubts(summarise(tmp_path, run, timing=True))) == told
 
 
 def test_a_short_run_is_judged_by_its_own_seconds(tmp_path):
@@ -238,8 +238,55 @@ def test_a_sampler_that_ended_before_the_run_is_told_with_its_reason(tmp_path):
 def test_a_trace_that_lost_rows_is_incomplete(tmp_path):
     problem = {"problem": "the trace could not be written: No space left", "lost_rows": 12}
     write(tmp_path, host(5), trace=problem)
-    text = doubts(summarise(tmp_path, [window("run", 1, 9)]))
+    text = doubts(summarise(tmp_path, [window("run", 1, 5)]))
     assert text == {"trace_incomplete": f"{problem['problem']}; 12 rows are lost"}
+
+
+def test_a_disk_that_was_full_for_a_while_is_no_doubt_and_hides_no_dead_sampler(tmp_path):
+    problem = {"problem": "the trace could not be written: No space left", "lost_rows": 0}
+    write(tmp_path, host(5), trace={**problem, "opened": True})
+    assert doubts(summarise(tmp_path, [window("run", 1, 5)])) == {}
+    assert set(doubts(summarise(tmp_path, [window("run", 1, 9)]))) == {"sampler_died"}
+    write(tmp_path, host(5), trace={**problem, "lost_rows": 3}, ended=None)
+    said = doubts(summarise(tmp_path, [window("run", 1, 9)]))
+    assert set(said) == {"trace_incomplete", "sampler_died"}
+
+
+def test_a_trace_that_was_never_begun_is_told(tmp_path):
+    problem = {"problem": "the trace could not be written: denied", "lost_rows": 0}
+    write(tmp_path, [], trace={**problem, "opened": False}, ended=None)
+    said = doubts(summarise(tmp_path, [window("run", 1, 9)]))
+    assert said["trace_incomplete"].startswith(problem["problem"])
+    assert said["sampler_died"].startswith("the trace holds no reading")
+
+
+def refusal(metric, reason, first, last, device="G"):
+    return {"source": "nvml", "device": device, "metric": metric, "reason": reason, "flag": None,
+            "first_ns": round(first * SECOND), "last_ns": round(last * SECOND),
+            "count": 2}  # fmt: skip
+
+
+def test_a_reason_is_that_of_a_phase_in_which_it_was_said(tmp_path):
+    refusals = [
+        refusal("process_used_bytes", "no context yet", 0, 2),
+        refusal("process_used_bytes", "it fell off the bus", 7, 9),
+        refusal("device_used_bytes", "no access", 4.5, 4.5),
+    ]
+    rows = [(t, "nvml", "G", "process_used_bytes", 5) for t in (3, 6)]
+    write(tmp_path, host(10) + rows, nvml=True, devices=[{"uuid": "G", "ordinal": 0}],
+          refusals=refusals)  # fmt: skip
+    said = summarise(tmp_path, [
+        window("run", 1, 10), window("load", 1, 2.5), window("train", 4, 5),
+        window("train", 6.5, 6.8), window("evaluate", 7.5, 8),
+    ])  # fmt: skip
+    reasons = {p: number(said, "device_process_peak_bytes", p, "G").reason
+               for p in ("run", "load", "train", "evaluate")}  # fmt: skip
+    assert reasons == {
+        "run": None, "load": "no context yet", "evaluate": "it fell off the bus",
+        "train": "it was not read while the phase was on",
+    }  # fmt: skip
+    assert number(said, "device_used_peak_bytes", "train", "G").reason == "no access"
+    assert number(said, "device_used_baseline_bytes", "run", "G").reason == "no access"
 
 
 def test_notes_without_a_trace_and_a_trace_without_notes_are_read(tmp_path):

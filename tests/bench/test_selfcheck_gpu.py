@@ -302,3 +302,38 @@ def test_all_devices_of_torch_are_checked_in_its_order(nvml, monkeypatch):
         meters = {v.meter for v in gpu.all_of(devices)}
     assert made == ["cuda:0"]
     assert {"NVML device memory, GPU 0", "NVML calls, GPU 0"} <= meters
+
+
+@pytest.fixture
+def seen_by_torch(monkeypatch):
+    numbers = [f"{letter * 8}-1111-2222-3333-444444444444" for letter in "ab"]
+    monkeypatch.setattr(gpu.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        gpu.torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=numbers[index])
+    )
+    for module, name in ((gpu.gpu_memory, "verdicts"), (gpu.gpu_energy, "verdicts")):
+        monkeypatch.setattr(module, name, lambda device, work, label: [(device.uuid, label)])
+    monkeypatch.setattr(gpu.gpu_energy, "latencies", lambda device, label: [])
+    return numbers
+
+
+def test_a_device_keeps_its_number_where_the_one_before_it_is_missing(
+    nvml, monkeypatch, seen_by_torch
+):
+    nvml.play(TWO_GPUS)
+    made = []
+    monkeypatch.setattr(gpu, "TorchWork", made.append)
+    with gpu.opened() as devices:
+        assert set(gpu.all_of(devices[1:])) == {(f"GPU-{seen_by_torch[1]}", "GPU 1")}
+    assert made == ["cuda:1"]
+
+
+def test_a_device_of_torch_that_nvml_does_not_open_is_broken(nvml, monkeypatch, seen_by_torch):
+    nvml.play(f"{TWO_GPUS}\nfault nvmlDeviceGetUUID 1 15")
+    monkeypatch.setattr(gpu, "TorchWork", lambda device: device)
+    found = list(gpu.verdicts())
+    (verdict,) = (v for v in found if isinstance(v, Verdict))
+    assert (verdict.meter, verdict.state) == ("NVML, GPU 1", "wrong")
+    assert seen_by_torch[1] in verdict.detail and "names no device here" in verdict.detail
+    assert (f"GPU-{seen_by_torch[0]}", "GPU 0") in found

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from reports import units
+from reports.costs import of_job
 from reports.load import load
 from reports.main import build
 from reports.table import Cell, Table
@@ -85,6 +86,18 @@ def test_energy_is_summed_over_the_devices_and_counter_stands_beside_polled(
     assert polled.value == 3960.0
     assert polled.sub.endswith("; +10.0 %")
     assert "summed over 2 devices" in counter.tip
+
+
+def test_the_energy_of_a_job_is_that_of_the_devices_in_its_record(on_gpus: Any, kit: Any) -> None:
+    # The run saw two GPUs and used one: the other one's joules are not in the record.
+    number = kit.number("energy_joules", "run", 3000.0, device="GPU-b", source="counter")
+    job = of_job(on_gpus(number), "energy_joules")
+    assert job is not None
+    assert (job.value, job.source, job.device) == (3000.0, "counter", "GPU-b")
+    both = of_job(on_gpus(number, number.model_copy(update={"device": "GPU-a"})), "energy_joules")
+    assert both is not None
+    assert (both.value, both.device) == (6000.0, None)
+    assert of_job(on_gpus(number), "energy_joules", "train") is None
 
 
 def test_a_number_of_the_whole_job_is_not_added_to_its_parts(on_gpus: Any, kit: Any) -> None:

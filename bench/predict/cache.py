@@ -1,0 +1,88 @@
+"""Predictions kept on disk: one JSON file each, named by everything that decides it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from bench.models import catalogue
+from bench.models.resolve import resolve
+from bench.predict.child import digest, version
+from bench.predict.prediction import Prediction, of_dict
+from bench.predict.trace import Request
+from bench.records import UserError, write_atomically
+
+_DATA = ("calibration.toml", "kernels.toml")
+"""Files of constants that figures are made with, beside the code."""
+_MADE_UP = ("random_tokens", "marker")
+"""Tasks that read no data."""
+_OF_A_MODEL = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "vocab.json", "merges.txt", "tokenizer.model",
+)  # fmt: skip
+
+
+def folder() -> Path:
+    """Return where predictions are kept; ``XDG_CACHE_HOME`` decides, else ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "zometer" / "predictions"
+
+
+def keeps(request: Request) -> bool:
+    """Whether a key tells all that decides a prediction: what text a task reads, none does."""
+    return request.spec.task in _MADE_UP
+
+
+def key_of(request: Request, how: str) -> str:
+    """Return what names a prediction: spec, emulation, model, code, constants and libraries.
+
+    Raises:
+        UserError: there is no such model.
+
+    """
+    about = hashlib.sha256(f"{digest(request)} {how} ".encode())
+    for name in _DATA:
+        about.update((files("bench.predict") / name).read_bytes())
+    about.update(_model(request.spec.model))
+    return about.hexdigest()[:24]
+
+
+def path_of(key: str) -> Path:
+    """Return the file of a prediction."""
+    return folder() / f"{key}.json"
+
+
+def _model(name: str) -> bytes:
+    """Return what decides a model that is no file of ours: configuration and tokenizer."""
+    entry = catalogue.read().get(name)
+    if entry is not None:
+        package = entry.package
+        return version(package.distribution).encode() if package else b""
+    resolve(name)  # or say that there is none
+    if Path(name).is_dir():
+        found = [Path(name) / file for file in _OF_A_MODEL]
+    else:
+        kept = [try_to_load_from_cache(name, file) for file in _OF_A_MODEL]
+        found = [Path(path) for path in kept if isinstance(path, str)]
+    return b"".join(p.name.encode() + p.read_bytes() for p in found if p.is_file())
+
+
+def read(path: Path) -> Prediction | None:
+    """Return what is kept there; None if nothing is, or it can't be understood."""
+    try:
+        return of_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a cache is never a reason to fail: it is made anew
+
+
+def write(path: Path, prediction: Prediction) -> None:
+    """Keep a prediction; where there is no room, it is simply not kept."""
+    with suppress(OSError, UserError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(prediction.as_dict()) + "\n")

@@ -1,0 +1,185 @@
+"""Estimate and GPU-hours from the operations and bytes of a traced step: a band, not a number.
+
+For each phase ``compute = sum over dtypes of flops / (peak mfu)`` and ``memory = bytes /
+(bandwidth mbu)``. Phases are totals, so what overlaps inside one is not known: the least it takes
+is the larger of the two at good efficiencies, the most their sum at poor ones, and their sum at
+middling ones is expected. No phase is faster than its kernels can be launched. Uncalibrated, this
+is right to about a factor of two; one measured step makes it better (:func:`calibrated`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bench.predict.gpus import Gpu
+from bench.predict.log import Log, Work
+from bench.records import UserError
+
+LAUNCH_SECONDS = 5e-6
+"""Of one kernel by the host, one after another."""
+OUTSIDE_STEPS = frozenset({"run", "load", "evaluate"})
+"""Phases of a trace that a training step does not have."""
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Shares of the peaks that real kernels reach: flops (mfu) and bandwidth (mbu).
+
+    The band is that of published training runs (mfu) and of copies and sweeps (mbu).
+    """
+
+    mfu: tuple[float, float, float] = (0.7, 0.5, 0.3)
+    """Good, middling, poor."""
+    mbu: tuple[float, float, float] = (0.9, 0.8, 0.6)
+    source: str = "assumed: mfu 0.3-0.7, mbu 0.6-0.9"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A band: low, expected, high; of seconds, GPU-hours or money, as its place says."""
+
+    low: float
+    expected: float
+    high: float
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Add the bounds."""
+        sums = (self.low + other.low, self.expected + other.expected, self.high + other.high)
+        return Estimate(*sums)
+
+    def __mul__(self, times: float) -> Estimate:
+        """Repeat."""
+        return Estimate(self.low * times, self.expected * times, self.high * times)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training run takes."""
+
+    step: Estimate
+    """Seconds."""
+    phases: dict[str, Estimate]
+    """Seconds of each phase, in one step or for the one time that it comes."""
+    gpu_hours: Estimate
+    price: Estimate | None = None
+    """In the currency of the catalogue's price; None where there is none."""
+    notes: tuple[str, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for ``--json``."""
+        return asdict(self)
+
+
+def seconds(work: Work, gpu: Gpu, efficiency: Efficiency | None = None) -> Estimate:
+    """Return how long one phase takes on one GPU."""
+    efficiency = efficiency or Efficiency()
+    compute, memory = _ideal(work, gpu)
+    launch = work.ops * LAUNCH_SECONDS
+    good, middling, poor = (
+        (compute / mfu, memory / mbu)
+        for mfu, mbu in zip(efficiency.mfu, efficiency.mbu, strict=True)
+    )
+    return Estimate(max(*good, launch), max(sum(middling), launch), max(sum(poor), launch))
+
+
+def step(work: Mapping[str, Work], gpu: Gpu, efficiency: Efficiency | None = None) -> Estimate:
+    """Return how long the phases take one after another."""
+    total = Estimate(0.0, 0.0, 0.0)
+    for each in work.values():
+        total += seconds(each, gpu, efficiency)
+    return total
+
+
+def cost(
+    log: Log,
+    gpu: Gpu,
+    *,
+    steps: int,
+    gpus: int = 1,
+    efficiency: Efficiency | None = None,
+    evaluations: int = 0,
+) -> Cost:
+    """Return step time and GPU-hours of a run.
+
+    Args:
+        log: the trace; ``facts["steps"]`` and ``facts["evaluations"]`` say how many of them it
+            holds (1 if they do not).
+        gpu: the card.
+        steps: optimiser steps of the run.
+        gpus: cards held; those that wait for each other cost as those that work. Layers laid out
+            over cards run one card at a time, so the step takes as long as on one.
+        efficiency: shares of the peaks.
+        evaluations: passes as traced in phase ``evaluate``.
+
+    """
+    traced = int(log.facts.get("steps", 1))
+    inner = {name: each for name, each in log.work.items() if name not in OUTSIDE_STEPS}
+    phases = {name: seconds(each, gpu, efficiency) * (1 / traced) for name, each in inner.items()}
+    for name in OUTSIDE_STEPS & log.work.keys():
+        times = int(log.facts.get("evaluations", 1)) if name == "evaluate" else 1
+        phases[name] = seconds(log.work[name], gpu, efficiency) * (1 / times)
+    once = step(inner, gpu, efficiency) * (1 / traced)
+    total = once * steps
+    if evaluations and "evaluate" in phases:
+        total += phases["evaluate"] * evaluations
+    hours = total * (gpus / 3600)
+    price = None if gpu.price_per_hour is None else hours * gpu.price_per_hour
+    slow = {d for w in inner.values() for d in w.flops if d not in gpu.tflops}
+    notes = tuple(f"{gpu.title} has no units for {d}: counted as float32" for d in sorted(slow))
+    return Cost(once, phases, hours, price, notes)
+
+
+def calibrated(
+    work: Mapping[str, Work], gpu: Gpu, measured: Mapping[str, float], spread: float = 0.15
+) -> Efficiency:
+    """Return the efficiencies that a measured step had.
+
+    From phases with enough of both kinds of work, mfu and mbu by least squares; where that has
+    no sensible solution, as with one phase, one factor on both of the middling ones.
+
+    Args:
+        work: of each phase, for as many steps as were measured.
+        gpu: the card it was measured on.
+        measured: seconds of each phase (of any of the phases).
+        spread: half width of the band around what was measured.
+
+    Raises:
+        UserError: nothing measured belongs to the work.
+
+    """
+    rows = {p: _ideal(work[p], gpu) for p, s in measured.items() if p in work and s > 0}
+    ideal = np.array([row for row in rows.values() if sum(row) > 0])
+    took = np.array([measured[p] for p, row in rows.items() if sum(row) > 0])
+    if not len(ideal):
+        raise UserError(
+            f"Expected measured seconds of a phase that does work ({', '.join(work) or 'none'}), "
+            f"got {', '.join(measured) or 'none'}."
+        )
+    mfu, mbu = _solve(ideal, took)
+    low, high = 1 - spread, 1 + spread
+    return Efficiency(
+        (min(mfu * high, 1.0), mfu, mfu * low),
+        (min(mbu * high, 1.0), mbu, mbu * low),
+        f"calibrated by {', '.join(rows)} on {gpu.title}",
+    )
+
+
+def _solve(ideal: Any, took: Any) -> tuple[float, float]:
+    """Return mfu and mbu for which ``ideal / efficiency`` is what was measured."""
+    if len(ideal) > 1 and np.linalg.matrix_rank(ideal) == 2:
+        inverse = np.linalg.lstsq(ideal, took, rcond=None)[0]
+        if (inverse >= 1).all():
+            return float(1 / inverse[0]), float(1 / inverse[1])
+    middling = np.array([1 / Efficiency().mfu[1], 1 / Efficiency().mbu[1]])
+    factor = float((ideal @ middling).sum() / took.sum())
+    return min(Efficiency().mfu[1] * factor, 1.0), min(Efficiency().mbu[1] * factor, 1.0)
+
+
+def _ideal(work: Work, gpu: Gpu) -> tuple[float, float]:
+    """Return seconds of arithmetic and of traffic at the peaks."""
+    compute = sum(flops / gpu.flops(dtype) for dtype, flops in work.flops.items())
+    return compute, work.bytes / gpu.bandwidth

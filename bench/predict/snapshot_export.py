@@ -1,0 +1,139 @@
+"""A log, put through an allocator model, in the form of ``torch.cuda.memory._snapshot()``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bench.predict.allocator import Allocator, Settings
+from bench.predict.blocks import Block
+from bench.predict.expandable import Expandable
+from bench.predict.log import ALLOC, Log
+from bench.predict.replay import allocator
+
+Snapshot = dict[str, Any]
+Frames = list[dict[str, Any]]
+
+ACTIVE, INACTIVE = "active_allocated", "inactive"
+
+
+def export(log: Log, settings: Settings | None = None) -> Snapshot:
+    """Return a log, put through an allocator, in the form of torch's snapshots.
+
+    Raises:
+        OutOfMemory: the settings' capacity is too small.
+
+    """
+    settings = settings or Settings()
+    devices = log.devices()
+    traces: list[list[dict[str, Any]]] = [[] for _ in range(max(devices, default=-1) + 1)]
+    segments: list[dict[str, Any]] = []
+    for device in devices:
+        traces[device], held = play(log, device, settings)
+        segments += held
+    return {
+        "segments": segments,
+        "device_traces": traces,
+        "allocator_settings": {
+            "expandable_segments": settings.expandable,
+            "max_split_size": -1 if settings.max_split is None else settings.max_split,
+            "garbage_collection_threshold": settings.collect_above,
+        },
+        "external_annotations": [],
+    }
+
+
+def play(log: Log, device: int, settings: Settings) -> tuple[list[dict[str, Any]], Frames]:
+    """Return the trace and the segments at its end of one device."""
+    model, trace = allocator(settings), []
+    tick = 0
+
+    def entry(action: str, address: int, size: int, frames: Frames) -> None:
+        trace.append(
+            {
+                "action": action,
+                "addr": address,
+                "size": size,
+                "stream": 0,
+                "time_us": tick,
+                "frames": frames,
+                "compile_context": "N/A",
+                "user_metadata": "",
+            }
+        )
+
+    frames: Frames = []
+    model.on_segment = lambda action, address, size: entry(action, address, size, frames)
+    held: dict[int, tuple[Block, Frames]] = {}
+    cache: dict[tuple[int, ...], Frames] = {}
+    named = [log.column(name).tolist() for name in ("phase", "module", "op")]
+    rows = zip(log.kind.tolist(), log.block.tolist(), log.nbytes.tolist(), *named, strict=True)
+    mine = (log.device == device).tolist()
+    for tick, (kind, number, size, *codes) in enumerate(rows):
+        if not mine[tick] or not size:
+            continue
+        key = tuple(codes)
+        frames = cache.setdefault(key, _frames(log, key))
+        if kind == ALLOC:
+            block = model.malloc(size)
+            held[number] = (block, frames)
+            entry("alloc", block.address, size, frames)
+        else:
+            block, frames = held.pop(number)
+            entry("free_requested", block.address, size, frames)
+            entry("free_completed", block.address, size, frames)
+            model.free(block)
+    told = {block.address: frames for block, frames in held.values()}
+    return trace, _segments(model, device, told)
+
+
+def _frames(log: Log, codes: tuple[int, ...]) -> Frames:
+    """Return phase, module and operation as frames, the innermost first."""
+    phase, module, op = (
+        log.names(name)[code] for name, code in zip(("phase", "module", "op"), codes, strict=True)
+    )
+    names = [("op", op), ("module", module), ("phase", phase)]
+    return [{"filename": kind, "line": 0, "name": name} for kind, name in names if name]
+
+
+def _segments(model: Allocator, device: int, frames: Mapping[int, Frames]) -> list[dict[str, Any]]:
+    """Return what is reserved, each stretch of mapped memory a segment."""
+    found: list[dict[str, Any]] = []
+    for pieces in model.segments():
+        stretch: list[Block] = []
+        for piece in [*pieces, None]:
+            if piece is not None and piece.mapped:
+                stretch.append(piece)
+            elif stretch:
+                found.append(_segment(stretch, device, frames, isinstance(model, Expandable)))
+                stretch = []
+    return found
+
+
+def _segment(
+    pieces: list[Block], device: int, frames: Mapping[int, Frames], expandable: bool
+) -> dict[str, Any]:
+    live = [piece for piece in pieces if not piece.free]
+    return {
+        "device": device,
+        "address": pieces[0].address,
+        "total_size": sum(piece.size for piece in pieces),
+        "allocated_size": sum(piece.size for piece in live),
+        "active_size": sum(piece.size for piece in live),
+        "requested_size": sum(piece.asked for piece in live),
+        "stream": 0,
+        "segment_type": "small" if pieces[0].pool.small else "large",
+        "segment_pool_id": (0, 0),
+        "is_expandable": expandable,
+        "frames": [],
+        "blocks": [
+            {
+                "address": piece.address,
+                "size": piece.size,
+                "requested_size": piece.asked,
+                "state": INACTIVE if piece.free else ACTIVE,
+                "frames": frames.get(piece.address, []) if not piece.free else [],
+            }
+            for piece in pieces
+        ],
+    }
