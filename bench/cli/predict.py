@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import shlex
 from pathlib import Path
@@ -13,9 +12,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import store, suite
+from bench import store
 from bench.cell import EVENTS, Cell
 from bench.cli.fit import size
+from bench.cli.run import chosen
 from bench.predict import against_papers, measured
 from bench.predict.predict import predict_all
 from bench.predict.prediction import Prediction
@@ -50,7 +50,7 @@ def predict(
         return
     if name is None:
         raise UserError("Name a suite (zometer list suites), or ask for --published.")
-    cells = _chosen(name, only)
+    cells = chosen(name, only)
     with store.opened(out):
         failed = _all(cells, out, full, as_json)
     folder = out / cells[0].suite
@@ -58,17 +58,6 @@ def predict(
         print(f"Predictions: {folder}   Next: zometer report {shlex.quote(str(folder))}")
     if failed:
         raise typer.Exit(_INCOMPLETE)
-
-
-def _chosen(name: str, only: str) -> list[Cell]:
-    loaded = suite.load(name)
-    cells = [c for c in loaded.cells if fnmatch.fnmatch(c.spec.key, only)]
-    if not cells:
-        raise UserError(
-            f"--only '{only}' matches none of the {len(loaded.cells)} runs. Their keys: "
-            f"zometer run {shlex.quote(name)} --dry-run"
-        )
-    return cells
 
 
 def _all(cells: list[Cell], out: Path, full: bool, as_json: bool) -> int:

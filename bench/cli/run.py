@@ -59,7 +59,7 @@ def run(
     ] = False,
 ) -> None:
     """Run a suite. Finished runs are kept, so the same command resumes after an interrupt."""
-    cells = _chosen(name, only)
+    cells = chosen(name, only)
     if dry_run:
         _show_plan(cells, out, as_json)
         return
@@ -94,7 +94,8 @@ def run(
     _leave(records, strict)
 
 
-def _chosen(name: str, only: str) -> list[Cell]:
+def chosen(name: str, only: str) -> list[Cell]:
+    """Return the runs of a suite whose keys match; none is an error."""
     loaded = suite.load(name)
     cells = [c for c in loaded.cells if fnmatch.fnmatch(c.spec.key, only)]
     if not cells:

@@ -6,6 +6,7 @@ quarter of a second after they were read; a file cut off anywhere is read up to 
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ HEADER = "t_ns,source,device,metric,value"
 
 _GZIP = 31  # zlib's window bits that mean "with gzip's header"
 _FLUSH_NS = 250_000_000
+_RESERVE = 32 << 20  # bytes of the disk that the trace leaves to the run's events and record
 _MOST_PENDING = 200_000  # rows kept in memory while the disk takes none: about 20 MB
 
 
@@ -74,6 +76,7 @@ class TraceWriter:
         data = self._compressor.compress(text)
         data += self._compressor.flush(zlib.Z_FINISH if end else zlib.Z_SYNC_FLUSH)
         try:
+            _leave_room(self._file)
             _write_all(self._file, data)
         except OSError as error:
             self._compressor = before
@@ -97,6 +100,14 @@ class TraceWriter:
             # Half a block would spoil what comes after it.
             os.ftruncate(self._file, self._good)
             os.lseek(self._file, self._good, os.SEEK_SET)
+
+
+def _leave_room(file: int) -> None:
+    disk = os.fstatvfs(file)
+    free = disk.f_bavail * disk.f_frsize
+    if free < _RESERVE:
+        text = f"only {free} bytes are free, and {_RESERVE} are left to the run and its record"
+        raise OSError(errno.ENOSPC, text)
 
 
 def _write_all(file: int, data: bytes) -> None:

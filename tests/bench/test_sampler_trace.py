@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -127,6 +128,19 @@ def test_what_a_full_disk_never_took_is_counted(tmp_path, monkeypatch):
         writer.write([row(i)], i * SECOND)
     writer.close()
     assert writer.lost == 100 - len(list(trace.read(tmp_path / "t.gz")))
+
+
+def test_the_last_room_on_a_disk_is_left_to_the_run(tmp_path, monkeypatch):
+    path = tmp_path / "t.gz"
+    writer = TraceWriter(path)
+    writer.write([row(0)], SECOND)
+    free = SimpleNamespace(f_bavail=trace._RESERVE // 4096 - 1, f_frsize=4096)
+    monkeypatch.setattr(trace.os, "fstatvfs", lambda file: free)
+    writer.write([row(1)], 2 * SECOND)
+    assert "left to the run" in writer.problem and list(trace.read(path)) == [row(0)]
+    free.f_bavail += 1
+    writer.close()
+    assert list(trace.read(path)) == [row(0), row(1)] and writer.lost == 0
 
 
 def test_memory_holds_a_bounded_number_of_rows_that_wait(tmp_path, monkeypatch):
