@@ -257,7 +257,7 @@ def test_a_folder_named_bench_where_the_user_stands_is_not_taken_for_ours(tmp_pa
 
 
 def test_a_helper_that_can_not_start_is_a_doubt_and_no_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(helper, "_environment", lambda: {"PYTHONPATH": "/nowhere"})
+    monkeypatch.setattr(sys, "executable", "false")
     sampler = sampler_of(tmp_path, nvml=True)
     sampler.start()
     sampler.mark()
