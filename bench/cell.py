@@ -40,14 +40,14 @@ from bench.records import (
     write_record,
 )
 from bench.sampler import Found, summarise
+from bench.sampler.notes import NOTES
+from bench.sampler.trace import TRACE
 from bench.snapshot import SNAPSHOT
 
 EVENTS = "events.jsonl"
 LOG = "log.txt"
 TRAJECTORY = "trajectory.bin"
 SAVED = "saved.pt"
-TRACE = "trace.csv.gz"
-SAMPLER = "sampler.json"
 _CELL = "cell.json"
 
 
@@ -79,7 +79,7 @@ def write_cell(folder: Path, cell: Cell) -> None:
     write_atomically(folder / _CELL, cell.model_dump_json(indent=1) + "\n")
 
 
-_OF_ONE_PROCESS = (LOG, TRACE, SAMPLER, SNAPSHOT)
+_OF_ONE_PROCESS = (LOG, TRACE, NOTES, SNAPSHOT)
 
 
 def remove(folder: Path, *names: str) -> None:
@@ -199,8 +199,8 @@ def finish(folder: Path, outcome: Outcome) -> RunRecord:
     sampled = summarise(folder, seen, timing=spec.measure == "time")
     measurements = _all(events, "measurement", Measurement)
     measurements += [_measurement(found) for found in sampled.found]
+    evaluations = _all(events, "evaluation", Evaluation)
     if environment is not None:
-        evaluations = _all(events, "evaluation", Evaluation)
         course = Course.of(spec, environment, outcome.wall_seconds, events, seen)
         measurements += hours(course, evaluations, measurements)
     definitions = trackers.definitions()
@@ -221,7 +221,7 @@ def finish(folder: Path, outcome: Outcome) -> RunRecord:
         task=_last(events, "task", TaskFacts),
         declared=_last(events, "declared", Declared),
         steps=_steps(spec, events),
-        evaluations=_all(events, "evaluation", Evaluation),
+        evaluations=evaluations,
         measurements=measurements,
         definitions={m.metric: definitions[m.metric] for m in measurements},
         flags=doubts.once(flags),
@@ -234,7 +234,7 @@ def finish(folder: Path, outcome: Outcome) -> RunRecord:
     return record
 
 
-_KEPT = (EVENTS, LOG, TRAJECTORY, TRACE, SAMPLER, SNAPSHOT)
+_KEPT = (EVENTS, LOG, TRAJECTORY, TRACE, NOTES, SNAPSHOT)
 
 
 def _measurement(found: Found) -> Measurement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -132,7 +133,8 @@ def _line(path: Path, start: str) -> str:
     return next((line for line in lines if line.startswith(start)), "")
 
 
-def _code() -> str:
+@functools.cache
+def code() -> str:
     """Return 16 hexadecimal digits that stand for the source files that decide a run."""
     root = Path(__file__).resolve().parent.parent
     return digest_of(root, [root / folder for folder in _CODE])
@@ -172,7 +174,7 @@ def read(device: str) -> Environment:
         zometer=version("zometer") or "not installed",
         commit=commit,
         dirty=dirty,
-        code=_code(),
+        code=code(),
         python=platform.python_version(),
         packages={name: v for name, v in found.items() if v is not None},
         platform=platform.platform(),

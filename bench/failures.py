@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from bench.records import Status, UserError
+from zo_core import NonFiniteLoss
 from zo_core.base import Unsupported
 
 _UNITS = {"B": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -22,6 +25,19 @@ _OUT_OF_MEMORY = re.compile(
     r"|_STATUS_ALLOC_FAILED|can't start new thread",
     re.IGNORECASE,
 )
+
+
+def exit_code_of(work: Callable[[], object]) -> int:
+    """Do the work of a measuring process; return its exit code, an error being one line."""
+    try:
+        work()
+    except (UserError, Unsupported, NonFiniteLoss) as error:
+        print(error, file=sys.stderr)
+        return error.exit_code if isinstance(error, UserError) else 3
+    except MemoryError as error:
+        print(first_line(error) or "out of memory", file=sys.stderr)
+        return 4
+    return 0
 
 
 def status_of(error: BaseException) -> Status:

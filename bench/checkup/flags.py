@@ -49,7 +49,10 @@ FLAGS: dict[str, tuple[str, str]] = {
         "suspect",
         "other processes took more than 10 % of the CPUs that the run may use, in a time run",
     ),
-    "memory_history": ("suspect", "a time run kept the allocator's history on request: slower"),
+    "memory_history": (
+        "suspect",
+        "the allocator kept a history on request: slower, and in the host's peaks",
+    ),
     "own_memory_unreadable": (
         "info",
         "the driver does not say what this process holds; device use minus idle use stands in",

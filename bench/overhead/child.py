@@ -19,12 +19,9 @@ from bench.built import build
 from bench.cell import now
 from bench.overhead import borders, rounds
 from bench.overhead.watching import Step, meters
-from bench.records import UserError
 from bench.records.monitor_cost import MonitorCase, MonitorCost, write_monitor_cost
 from bench.stepping import cases
 from bench.stepping.contenders import Bench
-from zo_core import NonFiniteLoss
-from zo_core.base import Unsupported
 
 
 def measure(case: MonitorCase, told: rounds.Told = lambda words: None) -> MonitorCost:
@@ -60,17 +57,13 @@ def measure(case: MonitorCase, told: rounds.Told = lambda words: None) -> Monito
 
 
 def main(folder: Path, text: str) -> int:
-    """Measure, write the record, and return the exit code; an error is one line at the end."""
-    try:
+    """Measure, write the record, and return the exit code."""
+
+    def work() -> None:
         case = MonitorCase.model_validate_json(text)
         write_monitor_cost(folder, measure(case, lambda told: print(told, flush=True)))
-    except (UserError, Unsupported, NonFiniteLoss) as error:
-        print(error, file=sys.stderr)
-        return error.exit_code if isinstance(error, UserError) else 3
-    except MemoryError as error:
-        print(failures.first_line(error) or "out of memory", file=sys.stderr)
-        return 4
-    return 0
+
+    return failures.exit_code_of(work)
 
 
 if __name__ == "__main__":

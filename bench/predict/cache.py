@@ -6,14 +6,16 @@ import hashlib
 import json
 import os
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
+from bench.builtin import suites_folder
+from bench.environment import code, version
 from bench.models import catalogue
 from bench.models.resolve import resolve
-from bench.predict.child import digest, version
 from bench.predict.prediction import Prediction, of_dict
 from bench.predict.trace import Request
 from bench.records import UserError, write_atomically
@@ -25,6 +27,11 @@ _MADE_UP = ("random_tokens", "marker")
 _OF_A_MODEL = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "vocab.json", "merges.txt", "tokenizer.model",
+)  # fmt: skip
+
+
+_VERSIONS = (
+    "torch", "transformers", "peft", "numpy", "numba", "tokenizers", "datasets",
 )  # fmt: skip
 
 
@@ -46,9 +53,14 @@ def key_of(request: Request, how: str) -> str:
         UserError: there is no such model.
 
     """
-    about = hashlib.sha256(f"{digest(request)} {how} ".encode())
+    fields = {**asdict(request), "spec": request.spec.model_dump(mode="json")}
+    versions = [f"{name} {version(name)}" for name in _VERSIONS]
+    text = [json.dumps(fields, sort_keys=True), how, code(), *versions]
+    about = hashlib.sha256("\n".join(text).encode())
     for name in _DATA:
         about.update((files("bench.predict") / name).read_bytes())
+    for path in sorted(suites_folder().glob("models/*.toml")):
+        about.update(path.read_bytes())
     about.update(_model(request.spec.model))
     return about.hexdigest()[:24]
 
@@ -63,7 +75,7 @@ def _model(name: str) -> bytes:
     entry = catalogue.read().get(name)
     if entry is not None:
         package = entry.package
-        return version(package.distribution).encode() if package else b""
+        return f"{version(package.distribution)}".encode() if package else b""
     resolve(name)  # or say that there is none
     if Path(name).is_dir():
         found = [Path(name) / file for file in _OF_A_MODEL]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 Device = Literal["cuda", "cpu"]
 
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+PEAK = "peak resident set of the tracing process, bytes"
+"""Fact of a prediction: no weights are in memory."""
 _SECONDS = 1800.0  # of one run; the largest models take minutes
 _STEPS = 2
 _WITHOUT_WEIGHT = (
@@ -200,9 +203,17 @@ def _lost(job: Job, why: pool.Why) -> Prediction | UserError:
 def _outcome(job: Job) -> Prediction | UserError:
     """Trace one run; in a process of its own, where no mistake may end those of the others."""
     try:
-        return _predicted(job)
+        found = _predicted(job)
+        return replace(found, facts={**found.facts, PEAK: str(_peak_bytes())})
     except Exception as error:  # why: what fake tensors can't do fails in many ways
         return error_of(job.request.spec, error)
+
+
+def _peak_bytes() -> int:
+    """Return the peak of this process so far; 0 outside of Linux, where nobody can say."""
+    from bench.trackers.host_memory import status_bytes  # why here: see _predicted
+
+    return status_bytes("VmHWM") if sys.platform == "linux" else 0
 
 
 def error_of(spec: RunSpec, error: Exception) -> UserError:

@@ -71,7 +71,7 @@ def trace(request: Request) -> Log:
     """Return the log of a run; nothing is computed, and no weights are in memory.
 
     Process-wide functions are replaced meanwhile, so nothing else may use torch in this process:
-    ``bench.predict.child.trace`` does it in one of its own.
+    ``bench.predict.predict`` does it in one of its own.
 
     Raises:
         UserError: something in the spec is unknown, does not go together, or can't be traced.

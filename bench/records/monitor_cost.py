@@ -13,10 +13,11 @@ import statistics
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from bench.records.errors import UserError
 from bench.records.files import write_atomically
+from bench.records.frozen import FROZEN
 from bench.records.record import Environment, ModelFacts
 from bench.records.step_speed import Clock, StepCase
 
@@ -28,13 +29,7 @@ monitor and the sampler as in a time run, or as in a memory run."""
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        protected_namespaces=(),
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
+    model_config = FROZEN
 
 
 class MonitorCase(_Frozen):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, model_validator
 
+from bench.records.frozen import FROZEN
 from bench.records.metrics import Metric
 from bench.records.spec import Objective, RunSpec
 
@@ -19,13 +20,7 @@ SEVERITIES: tuple[str, ...] = get_args(Severity)
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        protected_namespaces=(),
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,  # JSON has neither: what is written can be read
-    )
+    model_config = FROZEN
 
 
 class Measurement(_Frozen):

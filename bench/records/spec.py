@@ -7,7 +7,9 @@ import json
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ByteSize, Field, TypeAdapter
+
+from bench.records.frozen import FROZEN
 
 Measure = Literal["memory", "time"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -35,13 +37,7 @@ def _plain(value: Option) -> Option:
 class RunSpec(BaseModel):
     """One run, frozen. Two equal specs are the same run, and have the same key."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        protected_namespaces=(),
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
+    model_config = FROZEN
 
     group: Annotated[str, Field(pattern=_NAME, max_length=64)] = "main"
     """Which part of a suite this run belongs to; reports draw a group together."""

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from bench.records.errors import UserError
 from bench.records.files import write_atomically
+from bench.records.frozen import FROZEN
 from bench.records.record import Declared, Environment, ModelFacts
 from bench.records.spec import Dtype, Option
 
@@ -33,13 +34,7 @@ Clock = Literal["wall", "cpu"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        protected_namespaces=(),
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
+    model_config = FROZEN
 
 
 class StepCase(_Frozen):

@@ -16,12 +16,10 @@ import torch
 from bench import environment, failures
 from bench.built import build
 from bench.cell import now
-from bench.records import UserError
 from bench.records.step_speed import PassSpeed, StepCase, StepSpeed, StepTimes, write_step_speed
 from bench.stepping import cases, contenders, passes, peak, rounds
 from bench.stepping.rounds import Taken, Told
 from zo_core import directions
-from zo_core.base import Unsupported
 
 
 def measure(case: StepCase, told: Told = lambda words: None) -> StepSpeed:
@@ -89,17 +87,13 @@ def _passes(case: StepCase, steps: list[StepTimes], told: Told) -> list[PassSpee
 
 
 def main(folder: Path, text: str) -> int:
-    """Measure, write the record, and return the exit code; an error is one line at the end."""
-    try:
-        record = measure(StepCase.model_validate_json(text), lambda told: print(told, flush=True))
-        write_step_speed(folder, record)
-    except (UserError, Unsupported) as error:
-        print(error, file=sys.stderr)
-        return error.exit_code if isinstance(error, UserError) else 3
-    except MemoryError as error:
-        print(failures.first_line(error) or "out of memory", file=sys.stderr)
-        return 4
-    return 0
+    """Measure, write the record, and return the exit code."""
+
+    def work() -> None:
+        case = StepCase.model_validate_json(text)
+        write_step_speed(folder, measure(case, lambda told: print(told, flush=True)))
+
+    return failures.exit_code_of(work)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from bench import suite
 from bench.cli import app
 from bench.cli.fit import options_of, spec_of
-from bench.predict import cache, child, measured
+from bench.predict import cache, measured
 from bench.predict.predict import Job, _outcome, essence, predict, predict_all, request_of
 from bench.predict.prediction import Prediction
 from bench.records import Measurement, RunRecord, RunSpec, UserError, read_record
@@ -119,9 +119,9 @@ def test_a_key_changes_with_every_library_that_decides_a_trace(
     before = key()
     for library in ("torch", "transformers", "peft", "numba", "tokenizers", "datasets"):
         told = {library: "other"}
-        monkeypatch.setattr(child, "version", lambda name, told=told: told.get(name, "1"))
+        monkeypatch.setattr(cache, "version", lambda name, told=told: told.get(name, "1"))
         one = key()
-        monkeypatch.setattr(child, "version", lambda name: "1")
+        monkeypatch.setattr(cache, "version", lambda name: "1")
         assert one not in (before, key()), library
 
 
