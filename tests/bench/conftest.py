@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bench.cell import Cell
+from bench.preload import heap_counter
 from bench.records import RunSpec
 
+ROOT = Path(__file__).parents[2]
 TINY = """
 title = "Tiny"
 [run]
@@ -55,3 +59,30 @@ def tiny_cell() -> Callable[..., Cell]:
         return Cell(suite="tiny", group_title="main", spec=RunSpec(**{**fields, **changes}))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a module's own folder for what is kept between runs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what is kept there, and preload nothing of the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+
+
+@pytest.fixture(scope="session")
+def counted() -> Callable[..., str]:
+    """Return a function that runs a command with its heap counted, and returns what it printed."""
+
+    def run(*command: str, **variables: str) -> str:
+        environment = heap_counter.preloaded({**os.environ, "PYTHONPATH": str(ROOT), **variables})
+        assert heap_counter.NOT_COUNTED not in environment
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "ld.so" not in done.stderr, done.stdout + done.stderr
+        return done.stdout
+
+    return run

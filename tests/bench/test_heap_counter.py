@@ -20,29 +20,10 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).with_name("heap_counter")
 COMPILER = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
 pytestmark = [
+    pytest.mark.usefixtures("own_cache"),
     pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is a way of Linux"),
     pytest.mark.skipif(COMPILER is None, reason="no C compiler is on the PATH"),
 ]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _use_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.delenv("LD_PRELOAD", raising=False)
-
-
-def counted(*command: str, **variables: str) -> str:
-    """Run a command with its heap counted; return what it printed."""
-    environment = heap_counter.preloaded({**os.environ, **variables})
-    assert heap_counter.NOT_COUNTED not in environment
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "ld.so" not in done.stderr, done.stdout + done.stderr
-    return done.stdout
 
 
 def compiled(folder: Path, name: str, *flags: str) -> str:
@@ -53,13 +34,13 @@ def compiled(folder: Path, name: str, *flags: str) -> str:
     return str(built)
 
 
-def test_every_call_counts_to_the_byte_and_threads_and_forks_lose_none(tmp_path):
+def test_every_call_counts_to_the_byte_and_threads_and_forks_lose_none(tmp_path, counted):
     program = compiled(tmp_path, "every_call", "-pthread")
     once, again = (int(counted(program)) for _ in range(2))
     assert once == again  # what glibc keeps for its threads, not the blocks of the test
 
 
-def test_more_large_blocks_than_the_table_holds_are_counted_as_they_are_held(tmp_path):
+def test_more_large_blocks_than_the_table_holds_are_counted_as_they_are_held(tmp_path, counted):
     share, left = counted(compiled(tmp_path, "many_blocks")).split()
     assert 1.0 < float(share) < 1.002 and left == "0"
 
@@ -82,13 +63,13 @@ print(json.dumps({
 """
 
 
-def test_programs_that_the_run_starts_are_not_counted():
+def test_programs_that_the_run_starts_are_not_counted(counted):
     told = json.loads(counted(sys.executable, "-S", "-c", _TOLD))
     assert told["preload"] is None and told["child"] == "False"
     assert "libc" in told["allocator"] and told["users"] is None
 
 
-def test_what_the_user_preloads_stays_and_its_allocator_is_counted(tmp_path):
+def test_what_the_user_preloads_stays_and_its_allocator_is_counted(tmp_path, counted):
     users = compiled(tmp_path, "allocator", "-shared", "-fPIC")
     told = json.loads(counted(sys.executable, "-S", "-c", _TOLD, LD_PRELOAD=users))
     assert told["preload"] == users == told["allocator"]
@@ -96,7 +77,7 @@ def test_what_the_user_preloads_stays_and_its_allocator_is_counted(tmp_path):
     assert told["child"] == "False"
 
 
-def test_a_dlsym_that_allocates_does_not_send_it_round_in_circles(tmp_path):
+def test_a_dlsym_that_allocates_does_not_send_it_round_in_circles(tmp_path, counted):
     if os.confstr("CS_GNU_LIBC_VERSION") < "glibc 2.34":
         pytest.skip("this glibc is an old one itself")
     old = compiled(tmp_path, "old_dlsym", "-shared", "-fPIC")

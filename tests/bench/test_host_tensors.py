@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,29 +20,10 @@ ROOT = Path(__file__).parents[2]
 KNOWN = Path(__file__).with_name("heap_counter") / "known_allocations.py"
 COMPILER = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
 pytestmark = [
+    pytest.mark.usefixtures("own_cache"),
     pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is a way of Linux"),
     pytest.mark.skipif(COMPILER is None, reason="no C compiler is on the PATH"),
 ]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _use_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.delenv("LD_PRELOAD", raising=False)
-
-
-def counted(*command: str, **variables: str) -> str:
-    """Run a command with its heap counted; return what it printed."""
-    environment = heap_counter.preloaded({**os.environ, "PYTHONPATH": str(ROOT), **variables})
-    assert heap_counter.NOT_COUNTED not in environment
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "ld.so" not in done.stderr, done.stdout + done.stderr
-    return done.stdout
 
 
 TOLERANCE = {
@@ -62,7 +42,7 @@ TOLERANCE = {
 
 
 @pytest.fixture(scope="module")
-def known(cache: Path) -> dict[str, list[int]]:
+def known(cache: Path, counted: Callable[..., str]) -> dict[str, list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         patch.delenv("LD_PRELOAD", raising=False)
