@@ -344,8 +344,9 @@ def _use_threads(spec: RunSpec) -> None:
 
 def _warm(spec: RunSpec) -> None:
     """Load the code that will run (noise kernel, model classes): libraries are in the baseline."""
-    tensor = torch.zeros(1, dtype=getattr(torch, spec.dtype))
-    noise.add_(Params([("warm", tensor)]), "gaussian", [Term(0, 1.0)])
+    params = Params([("warm", torch.zeros(1, dtype=getattr(torch, spec.dtype)))])
+    for thresholds in (None, {params[0].key: 0.0}):
+        noise.add_(params, "gaussian", [Term(0, 1.0)], thresholds=thresholds)
     with suppress(UserError):  # loading will say it again, in its phase
         shape = models.load_shape(
             spec.model, dtype=spec.dtype, device="meta", head_classes=tasks.head_classes(spec)

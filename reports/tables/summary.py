@@ -103,14 +103,6 @@ def _step(c: Configuration) -> Cell:
     return number(units.duration(middle), middle, "exact", tip, sub)
 
 
-def _device_hours(c: Configuration) -> Cell:
-    seconds = c.train_seconds
-    if seconds is None:
-        return missing(_why_untimed(c))
-    tip = f"{units.duration(seconds.mean)} in training steps, times 1 device: {c.first.machine}"
-    return number(units.hours(seconds.mean / 3600), seconds.mean / 3600, "exact", tip)
-
-
 def _accuracy(c: Configuration) -> Cell:
     share = c.accuracy
     finals = [run.final for run in c.measured("time") if run.final and run.final.n]
@@ -174,7 +166,6 @@ COLUMNS: dict[Column, Callable[[Configuration], Cell]] = {
     Column("peak_over_weights", "÷ weights", True): _over_weights,
     Column("predicted_peak_bytes", "Predicted peak", True): _predicted,
     Column("step_median_seconds", "Step time", True): _step,
-    Column("train_device_hours", "Device-hours (train)", True): _device_hours,
     Column("accuracy_fraction", "Accuracy", True): _accuracy,
     Column("zero_shot_fraction", "Zero-shot", True): _zero_shot,
     Column("majority_fraction", "Majority class", True): _majority,

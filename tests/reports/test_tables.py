@@ -70,8 +70,6 @@ def test_warm_up_is_left_out_of_step_times(make_record: Any) -> None:
     cells = row(summary(tables, "main"), method="mezo")
     assert cells["step_median_seconds"].value == 2.5
     assert cells["step_median_seconds"].sub == "IQR 1.75\N{EN DASH}3.25 s"
-    assert cells["train_device_hours"].value == pytest.approx(100 / 3600)
-    assert "AMD EPYC" in cells["train_device_hours"].tip
 
 
 def test_a_memory_run_has_no_times_even_if_it_recorded_some(make_record: Any) -> None:

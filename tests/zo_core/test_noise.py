@@ -462,6 +462,18 @@ def test_threads_of_torch_and_others_give_the_same_bits(dtype, sides, threshold,
         assert all(map(torch.equal, map(bits, some), map(bits, wanted)))
 
 
+def test_the_first_call_loads_what_the_later_ones_run(monkeypatch):
+    # A run is measured from its first call on: what is loaded later would count as its memory.
+    if not team.possible():
+        pytest.skip("torch has one thread, or its threads are not OpenMP's")
+    asked, load = [], cpu._kernels().team_of
+    monkeypatch.setattr(cpu._kernels(), "team_of", lambda *kind: asked.append(kind) or load(*kind))
+    params = Params([("w", torch.zeros(1))])
+    for thresholds in (None, {params[0].key: 0.0}):
+        noise.add_(params, "gaussian", TERMS["one"], thresholds=thresholds)
+    assert asked == [(np.float32, False, False), (np.float32, False, True)]
+
+
 def test_a_team_is_of_as_many_threads_and_all_get_the_address():
     if team._parallel() is None:
         pytest.skip("torch has no threads of GNU's OpenMP here")

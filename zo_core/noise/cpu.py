@@ -143,8 +143,10 @@ def _write(flats: Sequence[Flat], name: str, terms: Sequence[Term]) -> None:
     head = [0, 0, len(numbers) + kernels.HEAD, len(rows), kernels.LAWS[name], len(terms)]
     job, like = np.array([*head, *numbers], np.uint64), _array(one.source[:0])
     two, bounded = len(one.outs) == 2 or None, one.threshold is not None or None
-    if threads > 1 and team.available():
+    kernel = None
+    if team.possible():  # loaded at the first call, however small: a measured run begins with one
         kernel = kernels.team_of(like.dtype.type, two is not None, bounded is not None)
+    if kernel is not None and threads > 1 and team.available():
         # OpenMP ends threads that a smaller team has no place for; torch would start them anew.
         team.run(kernel.address, job.ctypes.data, torch.get_num_threads())
         _check_done(int(job[kernels.DONE]), len(rows))

@@ -26,14 +26,17 @@ _PROCESS = os.getpid()
 _CROWD = 1.5  # threads a core that want to run
 
 
-def available() -> bool:
-    """Whether torch's threads are OpenMP's, were not lost by a fork, and can have their cores.
+def possible() -> bool:
+    """Whether torch's threads are OpenMP's, several, and were not lost by a fork.
 
     GNU's OpenMP does not survive a fork.
     """
-    if os.getpid() != _PROCESS or _parallel() is None:
-        return False
-    return not _crowded(int(time.monotonic()))
+    return torch.get_num_threads() > 1 and os.getpid() == _PROCESS and _parallel() is not None
+
+
+def available() -> bool:
+    """Whether a team is possible, and can have its cores just now."""
+    return possible() and not _crowded(int(time.monotonic()))
 
 
 @functools.lru_cache(maxsize=1)
