@@ -323,6 +323,10 @@ class Piece:
         return torch.float64 if self.part.dtype == torch.float64 else torch.float32
 
 
+Copies = tuple[Piece, Sequence[Tensor]]
+"""A piece, and where its one or two perturbed copies are written."""
+
+
 class Distribution(Protocol):
     """A law of random directions ``u``.
 
@@ -365,6 +369,11 @@ class Distribution(Protocol):
         for out in outs:
             out.copy_(change + piece.part)
             change.neg_()  # x - y is x + (-y), to the bit
+
+    def write_all(self, writes: Sequence[Copies], terms: Sequence[Term]) -> None:
+        """Do as ``write`` for many pieces: those with a kernel, in one call of it."""
+        for piece, outs in writes:
+            self.write(piece, outs, terms)
 
     def write_rows(
         self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]

@@ -1,6 +1,6 @@
 """Writes the table of all methods: ``python -m zo_core.document > docs/methods.md``.
 
-Costs are declared by the methods on a model of matrices (two layers of 1000 x 1000 float32), the
+Costs are declared by the methods on a model of matrices (two layers of 1500 x 1500 float32), the
 laws hold them to it (law 6), and what they are said to differ in stands in their files.
 """
 
@@ -32,7 +32,8 @@ steps differ, those of the dearest.
 - **State**: bytes kept between steps for each trained parameter, weights in float32.
 - **Scratch**: bytes alive at most within a step that each further trained parameter adds;
   "pieces" where it adds none (less than a hundredth of a byte). `restore = "exact"` adds the
-  weights of the largest module: of this model, a half.
+  weights of the largest module (of modules within 16 MiB together, all of them): of this model, a
+  half.
 
 """
 
@@ -73,7 +74,7 @@ def _variants() -> Iterator[str]:
 
 
 def _costs(name: str, **options: str) -> str:
-    method, small, large = methods.build(name, **options), _params(1000), _params(2000)
+    method, small, large = methods.build(name, **options), _params(1500), _params(2000)
     cost = method.cost(small)
     more = method.cost(large).scratch_bytes - cost.scratch_bytes
     slope = more / (large.elements - small.elements)  # so that constants are not in it

@@ -13,7 +13,7 @@ from zo_core import Closure, Params, directions, methods, noise
 from zo_core.base import Look, Param, Piece, Term
 from zo_core.estimators.two_point import both_sides
 from zo_core.noise import low_rank
-from zo_core.perturbers import by_rows
+from zo_core.perturbers import by_rows, elsewhere
 from zo_core.perturbers.batched import Batched
 from zo_core.perturbers.by_rows import Looks
 from zo_core.perturbers.elsewhere import Elsewhere, room_bytes
@@ -204,15 +204,15 @@ def test_theta_is_not_written_while_it_is_perturbed(net):
 
 
 class Interrupts(type(GAUSSIAN)):
-    def write(self, piece, outs, terms):
-        super().write(piece, outs, terms)
-        if piece.param.name == "walk.weight_hh_l0":
+    def write_all(self, writes, terms):
+        super().write_all(writes, terms)
+        if "walk.weight_hh_l0" in [piece.param.name for piece, _ in writes]:
             raise KeyboardInterrupt
 
 
 class InterruptsAhead(type(GAUSSIAN)):
-    def add_(self, params, terms):
-        super().add_(params, terms)
+    def write_all(self, writes, terms):
+        super().write_all(writes, terms)
         raise KeyboardInterrupt
 
 
@@ -294,18 +294,85 @@ class Wide(nn.Module):
         return self.layers(x)
 
 
+class Counts(type(GAUSSIAN)):
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "calls", [])
+
+    def write_all(self, writes, terms):
+        self.calls.append({piece.param.name for piece, _ in writes})
+        super().write_all(writes, terms)
+
+
+@pytest.mark.parametrize("perturber,ahead", [(InForward(), True), (Batched(), False)])
+def test_small_modules_are_copied_in_one_call_and_each_stands_on_its_copy_while_it_runs(
+    perturber, ahead
+):
+    module, x, along = Wide(), torch.ones(1, 300), Counts()
+    params, points = Params.of(module), both_sides(1, 0.01)
+    tiled = Closure(lambda: module(x).sum(), tiled=lambda n: module(x.expand(n, -1)).sum(1))
+    wanted = []
+    for point in points:
+        clean = [t.detach().clone() for t in params.tensors]
+        GAUSSIAN.add_(params, point)
+        wanted.append(float(module(x).detach().sum()))
+        for tensor, was in zip(params.tensors, clean, strict=True):
+            tensor.data.copy_(was)
+    places, seen = [t.data_ptr() for t in params.tensors], []
+
+    def look(*_):
+        seen.append([t.data_ptr() for t in params.tensors] == places)
+
+    module.layers[2].register_forward_pre_hook(look)  # before those that exchange weights
+    losses = perturber.losses(params, tiled, Look(along, points))
+    assert losses == pytest.approx(wanted, rel=1e-5)
+    names = {p.name for p in params}
+    early = {name for name in names if name.endswith("bias")} if ahead else set()
+    calls = [early, names - early] * 2 if ahead else [names]
+    assert along.calls == calls
+    assert seen == ([False, False] if ahead else [True])  # biases alone are away all along
+
+
+def test_a_module_of_a_group_that_does_not_run_is_refused():
+    module = Wide()
+    loss = Closure(lambda: module.layers[0](module.layers[1](torch.ones(300))).sum())
+    module.forward = lambda x: module.layers(x) * 0 if x is None else module.layers[0](x)
+    with pytest.raises(ValueError, match=r"'layers\.2\.weight' is not used"):
+        InForward().losses(Params.of(module), loss, Look(GAUSSIAN, both_sides(1, 0.3)))
+
+
+def test_groups_are_the_largest_parts_whose_copies_are_small(monkeypatch):
+    module = nn.Sequential(Wide(), Wide(), nn.Linear(300, 300))
+    size = 300 * 300 * 4 + 300 * 4
+    within = {0: 0, 5 * size: 0, 6 * size: 2, 12 * size: 1}
+    for limit, count in within.items():
+        monkeypatch.setattr(elsewhere, "_TOGETHER", limit)
+        assert len(elsewhere.groups(Params.of(module))) == count
+        assert len(elsewhere.groups(Params.of(module), copies=2)) == (
+            2 if limit == 12 * size else 0
+        )
+    monkeypatch.setattr(elsewhere, "_TOGETHER", 1 << 30)
+    module.scale = nn.Parameter(torch.ones(3))
+    assert not elsewhere.groups(Params.of(module))  # it holds a tensor itself, beside its parts
+
+
 @pytest.mark.parametrize("restore,copies", [("exact", 1), ("batched", 2)])
-def test_the_room_is_taken_once_and_is_as_declared(restore, copies, live_bytes):
+@pytest.mark.parametrize("layers,together", [(1, 0), (1, 1 << 20), (5, 1 << 24)])
+def test_the_room_is_taken_once_and_is_as_declared(
+    restore, copies, layers, together, live_bytes, monkeypatch
+):
+    monkeypatch.setattr(elsewhere, "_TOGETHER", together)
     module, x = Wide(), torch.ones(1, 300)
     params = Params.of(module)
     tiled = Closure(lambda: module(x).sum(), tiled=lambda n: module(x.expand(n, -1)).sum(1))
     method = methods.build("mezo", restore=restore)
     ahead = restore == "exact"  # biases go before all modules
-    least = copies * (300 * 300 + 300) * 4 + 4 * 300 * 4 * ahead
+    biases = 5 if ahead else copies * layers
+    least = copies * layers * 300 * 300 * 4 + biases * 300 * 4
     with live_bytes() as counter:
         method.step_(params, tiled, method.init(params), seed=1, lr=0.0)
     room = room_bytes(params, copies, ahead)
-    assert least <= room < least + 6 * 256 * copies
+    assert least <= room < least + 10 * 256 * copies
     assert least <= counter.peak <= room + (64 << 10)
     assert room <= method.cost(params).scratch_bytes
 

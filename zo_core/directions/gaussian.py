@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zo_core import noise
-from zo_core.base import Distribution, Param, Piece, Term
+from zo_core.base import Copies, Distribution, Param, Piece, Term
 from zo_core.noise import rows as noise_rows
 
 TITLE = "Gaussian: standard normal entries, independent: u ~ N(0, I)"
@@ -40,6 +40,10 @@ class Gaussian(Distribution):
     def write(self, piece: Piece, outs: Sequence[Tensor], terms: Sequence[Term]) -> None:
         """Write ``piece`` plus (and minus) ``sum_k c_k u(seed_k)`` elsewhere, in one pass."""
         noise.write(piece, outs, self.law, terms)
+
+    def write_all(self, writes: Sequence[Copies], terms: Sequence[Term]) -> None:
+        """Do as ``write`` for many pieces, in one call of the kernel."""
+        noise.write_all(writes, self.law, terms)
 
     def write_rows(
         self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]

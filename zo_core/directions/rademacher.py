@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zo_core import noise
-from zo_core.base import Distribution, Param, Piece, Term
+from zo_core.base import Copies, Distribution, Param, Piece, Term
 from zo_core.noise import rows as noise_rows
 
 TITLE = "Rademacher: independent signs: u in {-1, +1}^d, each with probability 1/2"
@@ -40,6 +40,10 @@ class Rademacher(Distribution):
     def write(self, piece: Piece, outs: Sequence[Tensor], terms: Sequence[Term]) -> None:
         """Write ``piece`` plus (and minus) ``sum_k c_k u(seed_k)`` elsewhere, in one pass."""
         noise.write(piece, outs, self.law, terms)
+
+    def write_all(self, writes: Sequence[Copies], terms: Sequence[Term]) -> None:
+        """Do as ``write`` for many pieces, in one call of the kernel."""
+        noise.write_all(writes, self.law, terms)
 
     def write_rows(
         self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from zo_core.base import Distribution, Param, Piece, Term, is_fake
+from zo_core.base import Copies, Distribution, Param, Piece, Term, is_fake
 from zo_core.noise import cpu, gpu, reference
 
 Kernel = Literal["auto", "torch", "numba", "triton"]
@@ -42,6 +42,7 @@ __all__ = [
     "scratch_bytes",
     "uniform",
     "write",
+    "write_all",
 ]
 
 
@@ -130,10 +131,32 @@ def write(
         threshold: where the piece is larger in magnitude, it is copied as it is.
 
     """
+    thresholds = None if threshold is None else {piece.param.key: threshold}
+    write_all([(piece, outs)], name, terms, thresholds)
+
+
+def write_all(
+    writes: Sequence[Copies],
+    name: str,
+    terms: Sequence[Term],
+    thresholds: Mapping[int, float] | None = None,
+) -> None:
+    """Do as ``write`` for many pieces, in one call of the kernel for all that it takes.
+
+    ``thresholds`` are by key of the tensor.
+    """
     _check(name)
+    together: list[cpu.Flat] = []
     with torch.no_grad():
-        source = piece.part.detach()
-        _pick(source, "auto")(source, outs, name, piece.param.key, terms, piece.first, threshold)
+        for piece, outs in writes:
+            source, key = piece.part.detach(), piece.param.key
+            bound = None if thresholds is None else thresholds[key]
+            pick = _pick(source, "auto")
+            if pick is cpu.write:
+                together.append(cpu.Flat(source, outs, key, piece.first, bound))
+            else:
+                pick(source, outs, name, key, terms, piece.first, bound)
+        cpu.add_(together, name, terms)
 
 
 def _check(name: str) -> None:

@@ -158,9 +158,7 @@ def _write(flats: Sequence[Flat], name: str, terms: Sequence[Term]) -> None:
                 kernels.write_rows(job, like, two, bounded)
 
         _run(work, [(0, 0)] * threads)
-    for flat in flats:
-        for out in flat.outs:
-            torch.autograd.graph.increment_version(out)
+    torch.autograd.graph.increment_version([out for flat in flats for out in flat.outs])
 
 
 def _check_done(done: int, rows: int) -> None:

@@ -40,7 +40,7 @@ from zo_core.base import (
     scaled,
 )
 from zo_core.perturbers.by_rows import ByRows, Looks
-from zo_core.perturbers.elsewhere import Elsewhere, Stand, room_bytes
+from zo_core.perturbers.elsewhere import Elsewhere, Ready, Stand, room_bytes
 from zo_core.perturbers.in_forward import InForward
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
@@ -102,7 +102,7 @@ class Batched:
             return InForward().cost(params, points)
         groups = _groups(points)
         copies = max(map(len, groups))
-        scratch = room_bytes(params, copies)
+        scratch = room_bytes(params, copies, together=len(groups) == 1)
         if copies > 1:  # a distribution may need a piece for the second sign
             scratch += noise.piece_bytes(params, 1)
         passes = sum(len(points[group[0]]) for group in groups)
@@ -129,11 +129,13 @@ class _Sliced:
     def __init__(self, params: Params, look: Look) -> None:
         assert params.module is not None
         self._module, self._points, self._groups = params.module, look.points, _groups(look.points)
-        self.room = Elsewhere(params, look.distribution, max(map(len, self._groups)))
+        copies, together = max(map(len, self._groups)), len(self._groups) == 1
+        self.room = Elsewhere(params, look.distribution, copies, together=together)
         self._rows = self._depth = 0
         self._point: int | None = None  # whose slice is running
         self._handles: list[Any] = []
         self._lent: list[tuple[ByRows, Stand]] = []
+        self._ready: list[tuple[Sequence[Param], Ready]] = []
         self._own_forwards: dict[nn.Module, Any] = {}
 
     def __enter__(self) -> _Sliced:
@@ -142,6 +144,11 @@ class _Sliced:
                 # First of all hooks: those of others may call modules of the model themselves.
                 module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
                 module.register_forward_hook(self._leave, always_call=True),
+            ]
+        for module, group in self.room.groups.items():
+            self._handles += [
+                module.register_forward_pre_hook(partial(self._prepare, group)),
+                module.register_forward_hook(partial(self._discard, group), always_call=True),
             ]
         for module, own in self.room.owners.items():
             layer, forward = self.room.layers.get(module), module.forward
@@ -165,6 +172,8 @@ class _Sliced:
             handle.remove()
         while self._lent:
             self._take_back(self._lent[-1][0])
+        while self._ready:
+            self._discard(self._ready[-1][0])
         for module, forward in self._own_forwards.items():
             del module.__dict__["forward"]
             if forward is not None:
@@ -205,6 +214,15 @@ class _Sliced:
             self._point = None
         in_turn = [seen[point] for point in range(len(seen))]
         return _joined([_repeated(one, rows // len(seen), module) for one in in_turn], module)
+
+    def _prepare(self, group: Sequence[Param], *_: Any) -> None:
+        points = [self._points[index] for index in self._groups[0]]
+        self._ready.append((group, self.room.prepare(group, points)))
+
+    def _discard(self, group: Sequence[Param], *_: Any) -> None:
+        if self._ready and self._ready[-1][0] is group:  # else it was never prepared: that raised
+            self._ready[-1][1].back_()
+            self._ready.pop()
 
     def _lend(self, layer: ByRows, *_: Any) -> None:
         """Give a large layer the rows of all points, or of that whose slice is running."""

@@ -4,7 +4,7 @@ A copy is written in one pass (``Distribution.write``) to room that is taken onc
 again by every module, and the tensor's ``data`` is exchanged for it. So all that holds the tensor
 sees the copy: tied modules, and those that keep lists of their weights. Nothing is written to
 theta, so nothing has to be restored but pointers. Large layers go without a copy of their whole
-matrix: see ``by_rows``.
+matrix: see ``by_rows``. Of small ones the copies are made for many at once: see ``groups``.
 
 Tensors that can't be exchanged (of no module, where others may hold views of them; not contiguous;
 of a type of their own, fake ones among them) are saved to that room, and perturbed in place.
@@ -25,6 +25,7 @@ from zo_core.base import Distribution, Param, Params, Piece, Point, is_fake
 from zo_core.perturbers.by_rows import ByRows, Looks, PerturbedRows, Rows, by_rows
 
 _SMALL = 1 << 16  # elements of a bias or norm that is perturbed ahead
+_TOGETHER = 1 << 24  # bytes of copies made in one call, which takes as long as a small matrix does
 _ALIGNED = 256  # bytes: of vector loads and matrix units, whatever the device
 
 
@@ -32,20 +33,39 @@ class Elsewhere:
     """Room for the copies of modules that run, those around them included, and who is in it."""
 
     def __init__(
-        self, params: Params, along: Distribution, copies: int = 1, ahead: bool = False
+        self,
+        params: Params,
+        along: Distribution,
+        copies: int = 1,
+        ahead: bool = False,
+        together: bool = True,
     ) -> None:
         """Perturb ``params`` along a distribution; the rest is as for ``room_bytes``."""
         self.along, self.owners = along, owners(params)
         self.ahead = {p.key: p for p in _ahead(params)} if ahead else {}
         layers = ((module, by_rows(module, own)) for module, own in self.owners.items())
         self.layers = {module: layer for module, layer in layers if layer}
+        self.groups = groups(params, copies, ahead) if together else {}
         self._params = params
-        self._size = _room(params, self.owners, copies, ahead)
+        self._size = _room(params, self.owners, self.groups, copies, ahead)
         self._used = dict.fromkeys(self._size, 0)
         self._buffers: dict[torch.device, Tensor] = {}
+        self._rooms: set[int] = set()  # addresses of buffers that were lent to modules
+        self._ready: dict[int, Ready] = {}  # by id of the tensor, copies that wait to be stood on
         self._away: set[int] = set()  # ids of tensors that are perturbed now
         self._seen: set[int] = set()
-        self._exchanged = False
+
+    def prepare(self, group: Sequence[Param], points: Sequence[Point]) -> Ready:
+        """Make the copies of a group, for modules that will ``stand`` at those points."""
+        ready = Ready(self, points)
+        mine = [p for p in group if id(p.tensor) not in self._ready and _exchangeable(p.tensor)]
+        try:
+            with torch.inference_mode(False), torch.no_grad():  # as in stand
+                ready.add(mine)
+        except BaseException:  # why: as in stand
+            ready.back_()
+            raise
+        return ready
 
     def stand(self, own: Sequence[Param], points: Sequence[Point]) -> Stand:
         """Make copies of those of ``own`` that are not perturbed yet, at the first of ``points``.
@@ -58,6 +78,9 @@ class Elsewhere:
         mine = [p for p in own if id(p.tensor) not in self._away]
         self._seen.update(id(p.tensor) for p in mine)
         stand = Stand(self, points)
+        mine = [p for p in mine if not stand.found(p)]
+        if not mine:
+            return stand
         try:
             # Tensors made in inference mode could not be written to outside of it.
             with torch.inference_mode(False), torch.no_grad():
@@ -125,17 +148,29 @@ class Elsewhere:
 
         So it is where a module returns its weights themselves, or a view (a soft prompt).
         """
-        if not self._exchanged:
+        if not self._rooms:
             return output
-        rooms = {room.untyped_storage().data_ptr() for room in self._buffers.values()}
 
         def lies_within(leaf: Any) -> bool:
             strided = isinstance(leaf, Tensor) and leaf.layout == torch.strided
-            return strided and leaf.untyped_storage().data_ptr() in rooms
+            return strided and leaf.untyped_storage().data_ptr() in self._rooms
 
-        if not any(map(lies_within, tree_leaves(output))):
+        leaves = (output,) if isinstance(output, Tensor) else tree_leaves(output)
+        if not any(map(lies_within, leaves)):
             return output
         return tree_map(lambda leaf: leaf.clone() if lies_within(leaf) else leaf, output)
+
+    def copied(self, params: Sequence[Param], points: Sequence[Point]) -> list[list[Tensor]]:
+        """Return copies at each point of tensors that can be exchanged, all made in one call."""
+        made, writes = [], []
+        for param in params:
+            clean = param.tensor.detach()
+            outs = [self.take(clean) for _ in points]
+            self._rooms.update(out.untyped_storage().data_ptr() for out in outs)
+            made.append(outs)
+            writes.append((Piece(param, clean.view(-1), 0), [out.view(-1) for out in outs]))
+        self.along.write_all(writes, points[0])
+        return made
 
     def take(self, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Return room for a tensor (of ``shape``), contiguous, until a stand made before ends."""
@@ -151,6 +186,28 @@ class Elsewhere:
         return room[first : first + size].view(like.dtype).view(shape)
 
 
+class Ready:
+    """Copies of a group, until the module around it has run."""
+
+    def __init__(self, room: Elsewhere, points: Sequence[Point]) -> None:
+        """Hold none yet."""
+        self.points = tuple(points)
+        self.copies: dict[int, list[Tensor]] = {}  # by id of the tensor
+        self._room, self._used = room, dict(room._used)
+
+    def add(self, params: Sequence[Param]) -> None:
+        """Make the copies of some tensors."""
+        copies = self._room.copied(params, self.points)
+        self.copies = {id(p.tensor): outs for p, outs in zip(params, copies, strict=True)}
+        self._room._ready.update(dict.fromkeys(self.copies, self))
+
+    def back_(self) -> None:
+        """Free the room."""
+        for one in self.copies:
+            del self._room._ready[one]
+        self._room._used, self.copies = self._used, {}
+
+
 class Stand:
     """Copies of some tensors at one point or two, and the way between them and theta."""
 
@@ -162,28 +219,28 @@ class Stand:
         self._saved: list[tuple[Param, Tensor]] = []
         self.lent: tuple[dict[str, Any], PerturbedRows] | None = None
 
+    def found(self, param: Param) -> bool:
+        """Take the copies that are ready at these points, if there are any."""
+        one = id(param.tensor)
+        ready = self._room._ready.get(one)
+        if ready is None or ready.points[: len(self._points)] != tuple(self._points):
+            return False
+        self._room._away.add(one)
+        self._copied.append((param.tensor, param.tensor.detach(), ready.copies[one]))
+        return True
+
     def add(self, params: Sequence[Param], in_module: bool) -> None:
         """Make the copies of some tensors."""
-        room, many = self._room, []
-        for param in params:
-            tensor = param.tensor
-            room._away.add(id(tensor))
-            clean = tensor.detach()
-            outs = [room.take(clean) for _ in self._points]
-            if not in_module or not _exchangeable(tensor):
-                self._saved.append((param, outs[0].copy_(clean)))
-                continue
-            room._exchanged = True
-            self._copied.append((tensor, clean, outs))
-            if param.key in room.ahead:
-                many.append((Param(param.name, outs[0], param.key), clean))
-            else:
-                flat = [out.view(-1) for out in outs]
-                room.along.write(Piece(param, clean.view(-1), 0), flat, self._points[0])
-        if many:  # one call for all
-            copies = [copy for copy, _ in many]
-            torch._foreach_copy_([c.tensor for c in copies], [clean for _, clean in many])
-            room.along.add_(copies, self._points[0])
+        room = self._room
+        room._away.update(id(p.tensor) for p in params)
+        ours = [p for p in params if in_module and _exchangeable(p.tensor)]
+        for param, outs in zip(ours, room.copied(ours, self._points), strict=True):
+            self._copied.append((param.tensor, param.tensor.detach(), outs))
+        taken = {id(p.tensor) for p in ours}
+        for param in (p for p in params if id(p.tensor) not in taken):
+            clean = param.tensor.detach()
+            first, *_ = [room.take(clean) for _ in self._points]
+            self._saved.append((param, first.copy_(clean)))
 
     def at_(self, index: int) -> None:
         """Stand at a point."""
@@ -228,14 +285,51 @@ def owners(params: Params) -> dict[nn.Module, tuple[Param, ...]]:
     return found
 
 
-def room_bytes(params: Params, copies: int = 1, ahead: bool = False) -> int:
+def groups(
+    params: Params, copies: int = 1, ahead: bool = False
+) -> dict[nn.Module, tuple[Param, ...]]:
+    """Return modules whose parts' copies are made at once, and of which tensors.
+
+    A call of the noise kernel takes as long for one small matrix as for a few of them. A group is
+    as large a part of the model as has ``copies`` of all its tensors within ``_TOGETHER`` bytes;
+    none of it is in a module that holds tensors itself and has parts, and none is made by rows.
+    """
+    if params.module is None:
+        return {}
+    early = {p.key for p in _ahead(params)} if ahead else set()
+    own = {
+        module: tuple(p for p in some if p.key not in early)
+        for module, some in owners(params).items()
+    }
+    found: dict[nn.Module, tuple[Param, ...]] = {}
+
+    def walk(module: nn.Module) -> None:
+        inside = [m for m in module.modules() if own.get(m)]
+        if module in inside or len(inside) < 2:
+            return
+        tensors = {id(p.tensor): p for m in inside for p in own[m]}
+        size = copies * sum(_padded(p.tensor.nbytes) for p in tensors.values())
+        plain = not any(by_rows(m, own[m]) or any(m.children()) for m in inside)
+        if plain and size <= _TOGETHER:
+            found[module] = tuple(tensors.values())
+            return
+        for child in module.children():
+            walk(child)
+
+    walk(params.module)
+    return found
+
+
+def room_bytes(params: Params, copies: int = 1, ahead: bool = False, together: bool = True) -> int:
     """Return the room that is taken: for the weights of a module and of those around it.
 
     ``copies`` are made at a time of a module with trained tensors that is in no other such one;
     within it a copy each. Tensors of no module are all copied, once. With ``ahead`` biases and
-    norms are perturbed before the first module runs, all at once: they are many, and small.
+    norms are perturbed before the first module runs, all at once: they are many, and small. With
+    ``together`` so are those of ``groups``, before the first module of a group.
     """
-    return sum(_room(params, owners(params), copies, ahead).values())
+    some = groups(params, copies, ahead) if together else {}
+    return sum(_room(params, owners(params), some, copies, ahead).values())
 
 
 def _ahead(params: Params) -> list[Param]:
@@ -244,7 +338,11 @@ def _ahead(params: Params) -> list[Param]:
 
 
 def _room(
-    params: Params, own: dict[nn.Module, tuple[Param, ...]], copies: int, ahead: bool
+    params: Params,
+    own: dict[nn.Module, tuple[Param, ...]],
+    together: dict[nn.Module, tuple[Param, ...]],
+    copies: int,
+    ahead: bool,
 ) -> dict[torch.device, int]:
     small = _ahead(params) if ahead else []
     keys = {p.key for p in small}
@@ -263,6 +361,8 @@ def _room(
         return _padded(tile) + bytes_of(layer.others, device)
 
     def deepest(module: nn.Module, device: torch.device, copies: int) -> int:
+        if module in together:
+            return copies * bytes_of(together[module], device)
         inside = 1 if own.get(module) else copies
         below = (deepest(child, device, inside) for child in module.children())
         return copies * of(module, device) + max(below, default=0)

@@ -12,7 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from zo_core import noise
-from zo_core.base import Distribution, Param, Piece, Term
+from zo_core.base import Copies, Distribution, Param, Piece, Term
 from zo_core.noise import rows as noise_rows
 from zo_core.structured import by_pieces
 
@@ -60,6 +60,13 @@ class Masked(Distribution):
         else:
             bound = self.mask.thresholds[piece.param.key]
             noise.write(piece, outs, self.base.law, terms, bound)
+
+    def write_all(self, writes: Sequence[Copies], terms: Sequence[Term]) -> None:
+        """Do as ``write`` for many pieces."""
+        if self.base.law is None or self.mask.thresholds is None:
+            Distribution.write_all(self, writes, terms)
+        else:
+            noise.write_all(writes, self.base.law, terms, self.mask.thresholds)
 
     def write_rows(
         self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]
