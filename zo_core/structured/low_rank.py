@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from zo_core import noise
-from zo_core.base import Distribution, Param, Piece, Term, derive_seed, is_fake
+from zo_core.base import Copies, Distribution, Param, Piece, Term, derive_seed, is_fake
 from zo_core.noise import low_rank
 from zo_core.noise import rows as noise_rows
 from zo_core.structured import by_pieces
@@ -80,11 +80,11 @@ class LowRank(Distribution):
         """Add ``sum_k c_k u(seed_k)`` to ``params`` in one pass."""
         if not terms:
             return
+        matrices = [param for param in params if columns_of(param, self.rank)]
         with torch.no_grad():
-            for param in params:
-                if not columns_of(param, self.rank):
-                    noise.add_((param,), "gaussian", terms)
-                elif param.tensor.is_contiguous() and not is_fake(param.tensor):
+            noise.add_([p for p in params if not columns_of(p, self.rank)], "gaussian", terms)
+            for param in matrices:
+                if param.tensor.is_contiguous() and not is_fake(param.tensor):
                     flat = param.tensor.detach().view(-1)
                     self.write(Piece(param, flat, 0), (flat,), terms)
                 else:
@@ -101,6 +101,13 @@ class LowRank(Distribution):
             row, height = piece.first // columns, piece.part.numel() // columns
             u = self._u(piece, row, height, terms)
             self._write_product(piece.part.view(height, columns), outs, u, piece)
+
+    def write_all(self, writes: Sequence[Copies], terms: Sequence[Term]) -> None:
+        """Do as ``write`` for many pieces: those of plain entries, in one call of the kernel."""
+        low = [one for one in writes if columns_of(one[0].param, self.rank)]
+        plain = [one for one in writes if not columns_of(one[0].param, self.rank)]
+        noise.write_all(plain, "gaussian", terms)
+        Distribution.write_all(self, low, terms)
 
     def write_rows(
         self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]
