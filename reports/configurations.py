@@ -85,6 +85,19 @@ class Configuration:
         return spread(run.predicted.bytes for run in self.runs)
 
     @property
+    def predicted_live(self) -> Spread | None:
+        """Peak of live tensors on the host in bytes, computed without running."""
+        found = [headline.live(run.record.predicted) for run in self.runs]
+        return spread(m.value for m in found if m)
+
+    @property
+    def live(self) -> Spread | None:
+        """The same, measured in the runs that it was predicted for."""
+        guessed = [r for r in self.measured("memory") if headline.live(r.record.predicted)]
+        found = [headline.live(run.record.measurements) for run in guessed]
+        return spread(m.value for m in found if m)
+
+    @property
     def peak_quality(self) -> str:
         """The least trusted quality among the peaks that the mean stands on."""
         peaks = [run.peak for run in self.measured("memory") if run.peak.bytes is not None]

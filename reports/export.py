@@ -51,6 +51,7 @@ def _spreads(c: Configuration) -> dict[str, object]:
         "seeds": c.seeds,
         "peak_basis": c.first.peak.basis,
         "peak_quality": c.peak_quality,
+        "predicted_basis": _predicted_basis(c),
         "peak_sd_bytes": c.peak.sd if c.peak else None,
         "absolute_peak_bytes": c.absolute_peak.mean if c.absolute_peak else None,
         "step_first_quartile_seconds": low,
@@ -64,6 +65,12 @@ def _spreads(c: Configuration) -> dict[str, object]:
         "forward_passes": finals[0].forward_passes if finals else None,
         "backward_passes": finals[0].backward_passes if finals else None,
     }
+
+
+def _predicted_basis(c: Configuration) -> str | None:
+    """Return what ``predicted_peak_bytes`` is of: that of the peak, or live tensors alone."""
+    of_peaks = (run.predicted.basis for run in c.runs if run.predicted.bytes is not None)
+    return next(of_peaks, "live tensors" if c.predicted_live else None)
 
 
 def _spec(c: Configuration) -> dict[str, object]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from reports import plots
+from reports import marks, plots
 from reports.canvas import WIDE
 from reports.load import Tables
 from reports.svg import drawing, for_page, to_png, to_svg
@@ -34,7 +34,7 @@ class Drawn:
 
 def draw_all(tables: Tables, name: str) -> Iterator[Drawn]:
     """Yield the figures of one section, whose name becomes part of theirs."""
-    theme = Theme()
+    theme, tables = Theme(), marks.marked(tables)
     for plot_name, plot in plots.discover().items():
         data = plot.data(tables) if plots.met(plot, tables) else None
         if data is not None and not data.empty:
@@ -44,6 +44,7 @@ def draw_all(tables: Tables, name: str) -> Iterator[Drawn]:
 def _draw(plot: plots.Plot, name: str, data: pd.DataFrame, theme: Theme) -> Drawn:
     with drawing():
         figure = plot.draw(data, theme)
+        marks.explain(figure, data, theme)
         svg = to_svg(figure)
         wide = figure.get_figwidth() >= WIDE
         # Places were found for the SVG: finding them again takes as long as all the drawing.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from bench.records import Failure
-from reports import headline, misgivings, stats, units
+from reports import checks, headline, misgivings, stats, units
 from reports.comparisons import Comparison, compare
 from reports.configurations import Configuration, configurations
 from reports.doubts import doubts
@@ -49,6 +49,7 @@ def findings(tables: Tables) -> list[Finding]:
             ("time", _times, valid),
         ]
         found += [Finding(kind, text) for kind, tell, on in told for text in tell(on)]
+    found += [Finding("memory", text) for text in checks.findings(tables.checks)]
     return [*found, *(Finding("doubt", text) for text in misgivings.doubtful(tables))]
 
 

@@ -65,6 +65,12 @@ def predicted(record: RunRecord) -> Peak:
     return _headline([*record.predicted, *([] if own else baseline)], record.spec.device)
 
 
+def live(measurements: list[Measurement]) -> Measurement | None:
+    """Return the peak of live tensors on the host: what is predicted of a run on the CPU."""
+    found = _find(measurements, "host_allocated_peak_bytes")
+    return found if found and found.value is not None else None
+
+
 def refused_at(record: RunRecord) -> float | None:
     """Return the bytes at which a run went out of memory: its limit, else what it wanted."""
     if record.status != "out_of_memory":

@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from bench.records import Measurement, RunRecord
+from bench.records.prediction_check import PredictionCheck
 from bench.records.step_speed import StepSpeed
-from reports import headline, speed, stats
+from reports import checks, headline, speed, stats
 from reports.run import Run, place
 
 
@@ -31,21 +32,26 @@ class Tables:
     """Measured and predicted (quality ``predicted``)."""
     speeds: tuple[StepSpeed, ...] = ()
     """What ``zometer bench step`` timed; a section of its own."""
+    checks: tuple[PredictionCheck, ...] = ()
+    """What ``zometer bench prediction`` compared; a section of its own."""
 
     def sections(self) -> list[str]:
-        """Return the sections, in the order in which they began to run; speeds come last."""
+        """Return the sections, in the order in which they began to run; others come last."""
         first: dict[str, str] = {}
         for run in self.entries:
             begun = run.record.started_at
             first[run.section] = min(first.get(run.section, begun), begun)
         runs = sorted(first, key=lambda section: (first[section], section))
-        return list(dict.fromkeys([*runs, *([speed.SECTION] if self.speeds else [])]))
+        others = [speed.SECTION] if self.speeds else []
+        others += [checks.SECTION] if self.checks else []
+        return list(dict.fromkeys([*runs, *others]))
 
     def valid(self) -> Tables:
         """Return the tables without the runs whose measurements must not be used."""
         if not any(run.is_invalid for run in self.entries):
             return self
-        return replace(from_runs(r for r in self.entries if not r.is_invalid), speeds=self.speeds)
+        valid = from_runs(r for r in self.entries if not r.is_invalid)
+        return replace(valid, speeds=self.speeds, checks=self.checks)
 
     def only(self, section: str) -> Tables:
         """Return the tables of one section."""
@@ -53,7 +59,8 @@ class Tables:
         frames = (self.runs, self.evaluations, self.steps, self.measurements)
         speeds = self.speeds if section == speed.SECTION else ()
         runs, evaluations, steps, measurements = (_within(frame, section) for frame in frames)
-        return Tables(entries, runs, evaluations, steps, measurements, speeds)
+        compared = self.checks if section == checks.SECTION else ()
+        return Tables(entries, runs, evaluations, steps, measurements, speeds, compared)
 
 
 def _within(frame: pd.DataFrame, section: str) -> pd.DataFrame:
@@ -67,6 +74,7 @@ def load(
     records: Sequence[RunRecord],
     speeds: Sequence[StepSpeed] = (),
     folders: Sequence[Path] = (),
+    compared: Sequence[PredictionCheck] = (),
 ) -> Tables:
     """Return the tables of some records, which may come from several suites and machines.
 
@@ -74,7 +82,7 @@ def load(
     """
     beside = {id(record): folder for record, folder in zip(records, folders, strict=False)}
     runs = [replace(run, folder=beside.get(id(run.record))) for run in place(records)]
-    return replace(from_runs(runs), speeds=tuple(speeds))
+    return replace(from_runs(runs), speeds=tuple(speeds), checks=tuple(compared))
 
 
 def from_runs(runs: Iterable[Run]) -> Tables:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.records import RECORD, UserError, read_results, write_atomically
+from bench.records.prediction_check import read_prediction_checks
 from bench.records.step_speed import read_step_speeds
-from reports import export, page, speed
+from reports import export, page
 from reports.figures import Drawn, draw_all
 from reports.findings import Finding, findings
 from reports.load import Tables, load
@@ -106,7 +107,7 @@ def _markdown(tables: Tables, found: list[Finding]) -> str:
     parts = [f"# {page.title(tables)}", "\n".join(f"- {finding.text}" for finding in found)]
     for name in tables.sections():
         part = tables.only(name)
-        heading = part.entries[0].record.group_title if part.entries else speed.TITLE
+        heading = part.entries[0].record.group_title if part.entries else page.heading_of(part)
         parts.append(f"## {heading or name}")
         for made in page.leading(part).values():
             parts += [made.markdown().rstrip()]
@@ -120,10 +121,11 @@ def _markdown(tables: Tables, found: list[Finding]) -> str:
 
 def told(results: Path, out: Path) -> dict[str, object]:
     """Build the report as ``build`` does, and return what it says and where it is."""
-    speeds = read_step_speeds(results)
-    records = [] if speeds and not any(results.rglob(RECORD)) else read_results(results)
+    speeds, checks = read_step_speeds(results), read_prediction_checks(results)
+    alone = (speeds or checks) and not any(results.rglob(RECORD))
+    records = [] if alone else read_results(results)
     folders = [path.parent for path in sorted(results.rglob(RECORD))]  # as read_results has them
-    tables = load(records, speeds, folders)
+    tables = load(records, speeds, folders, checks)
     found = findings(tables)
     return _told(tables, found, _write(tables, found, out))
 
@@ -134,6 +136,7 @@ def _told(tables: Tables, found: list[Finding], path: Path) -> dict[str, object]
         "suites": page.title(tables),
         "runs": len(tables.entries),
         "step_speeds": len(tables.speeds),
+        "prediction_checks": len(tables.checks),
         "outcomes": {status: n for status, _, n in page.outcomes(tables)},
         "findings": [{"kind": f.kind, "text": f.text} for f in found],
     }

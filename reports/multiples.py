@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from reports.canvas import Dash, dashes, facets, shorten
+from reports.marks import gravest, plain
 from reports.theme import Theme, by_method, title_of
 
 MANY = 8
@@ -56,7 +57,10 @@ def tiles(data: pd.DataFrame, theme: Theme) -> tuple[Figure, list[Tile]]:
     """Return a figure with a panel for each facet and method of ``data``, in the usual order."""
     names = list(dict.fromkeys(data["facet"]))
     places = [(name, method) for name in names for method in _methods(data, name)]
-    heads = [title_of(method) + (f", {name}" if names[1:] else "") for name, method in places]
+    heads = [
+        _mark(data, name, method) + title_of(method) + (f", {name}" if names[1:] else "")
+        for name, method in places
+    ]
     height = 2.35 if len(places) > ACROSS else 3.2
     figure, panels = facets(heads, theme, height=height, across=ACROSS)
     made = []
@@ -78,6 +82,11 @@ def _methods(data: pd.DataFrame, facet: str) -> list[str]:
     return list(dict.fromkeys(method for method, _ in by_method((m, "") for m in here)))
 
 
+def _mark(data: pd.DataFrame, facet: str, method: str) -> str:
+    here = data[(data["facet"] == facet) & (data["method"] == method)]
+    return gravest(here["series"])
+
+
 def _reference(here: pd.DataFrame, method: str) -> pd.DataFrame:
     """Return the first series of the reference that has a mean; none for its own panel."""
     rows = here[here["method"] == REFERENCE] if method != REFERENCE else here.iloc[:0]
@@ -96,8 +105,10 @@ def key(panel: Axes, method: str, named: Mapping[str, Dash], theme: Theme) -> No
     styles: list[Any] = list(named.values())  # matplotlib types them as literals
     lines = [Line2D([], [], color=colour, linestyle=style) for style in styles]
     title = title_of(method)
-    names = [shorten(series.removeprefix(title).strip(" ()"), 46) or title
-             for series in named]  # fmt: skip
+    names = [
+        gravest([s]) + (shorten(plain(s).removeprefix(title).strip(" ()"), 46) or title)
+        for s in named
+    ]
     panel.legend(
         lines, names, loc="upper left", bbox_to_anchor=(-0.02, -0.13), frameon=False,
         fontsize=_SMALL, labelcolor=theme.paper("ink"), handlelength=2.4, borderaxespad=0.0,

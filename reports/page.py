@@ -11,8 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from bench.records import STATUSES, RunRecord
+from bench.records.prediction_check import PredictionCheck
 from bench.records.step_speed import StepSpeed
-from reports import settings, speed, tables, units
+from reports import checks, settings, speed, tables, units
 from reports.doubts import SEVERITIES, SYMBOLS, WORDS
 from reports.figures import Drawn
 from reports.findings import Finding
@@ -87,6 +88,8 @@ def section(name: str, data: Tables, files: dict[str, TableFile], figures: list[
     common = settings.common(run.fields for run in part.entries) if part.entries else ""
     if part.speeds and not part.entries:
         titles, common = [speed.TITLE], speed.common(part.speeds)
+    elif part.checks and not part.entries:
+        titles, common = [checks.TITLE], checks.common(part.checks)
     heading = titles[0] if titles else name
     blocks = _blocks(files, part, "section")
     lead = [block for block in blocks if files[block.name].ORDER < LEAD]
@@ -110,20 +113,29 @@ def _folded(file: TableFile, made: Table) -> bool:
 
 
 def title(data: Tables) -> str:
-    """Return the suites' names, joined; of speeds alone, what they are."""
-    return " + ".join(dict.fromkeys(run.record.suite for run in data.entries)) or speed.TITLE
+    """Return the suites' names, joined; where there is no run, what there is."""
+    suites = " + ".join(dict.fromkeys(run.record.suite for run in data.entries))
+    return suites or heading_of(data)
+
+
+def heading_of(data: Tables) -> str:
+    """Return the heading of what is no run."""
+    return checks.TITLE if data.checks and not data.speeds else speed.TITLE
 
 
 def facts(data: Tables) -> list[tuple[str, str]]:
     """Return what was run, when and where: names with values, one line each."""
-    runs, speeds = data.entries, data.speeds
-    records: list[RunRecord | StepSpeed] = [*(run.record for run in runs), *speeds]
+    runs, speeds, compared = data.entries, data.speeds, data.checks
+    records: list[RunRecord | StepSpeed | PredictionCheck]
+    records = [*(run.record for run in runs), *speeds, *compared]
     started = sorted(record.started_at for record in records)
     environments = [record.environment for record in records if record.environment]
     machines = [run.machine for run in runs]
     machines += [machine_of(s.environment, s.case.device) for s in speeds]
+    machines += [machine_of(c.environment, "cpu") for c in compared]
     models = [run.spec.model for run in _by_size(runs)]
     models += [s.case.model for s in sorted(speeds, key=lambda s: s.model.parameters)]
+    models += [one.model for c in compared for one in c.cells]
     told = [
         ("Started", _span(started)),
         ("Machine", _join(machines)),

@@ -75,7 +75,12 @@ class Run:
 
     @property
     def ended(self) -> str:
-        """How it ended, in words: a loss that stopped being finite is called ``diverged``."""
+        """How it ended, in words: a loss that stopped being finite is called ``diverged``.
+
+        One that was never made is ``predicted``.
+        """
+        if self.is_predicted:
+            return "predicted"
         failure = self.record.failure
         if failure and failure.cause == "NonFiniteLoss":
             return "diverged"

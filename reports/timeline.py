@@ -13,6 +13,7 @@ import pandas as pd
 from reports import trace
 from reports.doubts import doubts, grave
 from reports.load import Tables
+from reports.marks import plain
 from reports.run import Run
 from reports.theme import rank, title_of
 from reports.trace import Stretch, Trace
@@ -80,7 +81,7 @@ def long_names(runs: list[Run]) -> list[str]:
     """Return series, model where there are several, seed and kind of run of each."""
     several = len({run.facet for run in runs}) > 1
     return [
-        _marked(r, r.series, *([r.facet] if several else []), f"seed {r.spec.seed}",
+        _marked(r, plain(r.series), *([r.facet] if several else []), f"seed {r.spec.seed}",
                 r.spec.measure)
         for r in runs
     ]  # fmt: skip

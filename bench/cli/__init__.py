@@ -21,6 +21,7 @@ from bench.cli import (
     replay,
     report,
     run,
+    snapshot,
 )
 from bench.records import UserError
 
@@ -40,6 +41,7 @@ app.command("calibrate-model")(calibrate.calibrate_model)
 app.command("report")(report.report)
 app.command("replay")(replay.replay)
 app.command("doctor")(doctor.doctor)
+app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(bench.app, name="bench")
 
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.cli import monitor
+from bench.cli import monitor, prediction
 from bench.records.step_speed import (
     STEP_SPEED,
     TEXTBOOK,
@@ -35,6 +35,7 @@ _HEADINGS = (
 
 
 app.command("monitor")(monitor.monitor)
+app.command("prediction")(prediction.prediction)
 
 
 @app.command("step")

@@ -1,14 +1,16 @@
-"""``zometer calibrate-model``: the CUDA context of one's own GPUs, from runs made on them."""
+"""``zometer calibrate-model``: what one's own GPUs hold and reach, from runs made on them."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.predict import calibration
+from bench.predict import calibration, timed
 from bench.predict.fits import gib
 from bench.records import RECORD, RunRecord, UserError, read_record
 
@@ -20,28 +22,47 @@ def calibrate_model(
         list[Path], typer.Argument(metavar="RESULTS...", help="Folders or records of real runs.")
     ],
     out: Annotated[Path, typer.Option(help="The file for --calibration.")],
+    own_gpus: Annotated[
+        Path | None, typer.Option("--gpus", help="GPUs beside the known ones, in TOML.")
+    ] = None,
 ) -> None:
-    """Fit what a process holds beside its tensors, for fit and capacity, to measured runs.
+    """Fit the constants of predictions to measured runs, for fit, capacity and predict.
 
-    Taken from every run on CUDA that has both the process's peak and torch's reserved one, and
-    from the messages of those that were out of memory.
+    The CUDA context: of every run that has both the process's peak and torch's reserved one, and
+    of the messages of those that were out of memory. The shares of a GPU's peak speeds that
+    kernels reach, by dtype: of time runs, by the seconds of their phases and the work of their
+    own prediction.
     """
-    told = [(record, n) for path in results for record in _records(path) for n in _of(record)]
-    if not told:
+    records = [record for path in results for record in _records(path)]
+    told = [(record, n) for record in records for n in _of(record)]
+    speeds, left_out = timed.efficiencies(records, own_gpus)
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    if not (told or speeds):
         raise UserError(
-            f"Expected runs on CUDA with {_PROCESS} and {_RESERVED}, or out of memory, got none "
-            f"in {', '.join(map(str, results))}. Make some: zometer run SUITE"
+            f"Expected runs on CUDA with {_PROCESS} and {_RESERVED}, out of memory, or timed by "
+            f"phase, got none in {', '.join(map(str, results))}. Make some: zometer run SUITE"
         )
-    found = [number for _, number in told]
-    devices = sorted({d for r, _ in told if r.environment for d in r.environment.devices})
-    source = f"{len(found)} runs of one's own on {', '.join(devices) or 'unnamed devices'}"
-    fitted = calibration.refitted(calibration.read(), found, source)
+    fitted = replace(calibration.read(), efficiencies=speeds)
+    if told:
+        fitted = calibration.refitted(fitted, [number for _, number in told], _source(told))
+        band = fitted.context
+        print(
+            f"CUDA context of {len(told)} runs: {gib(band.expected)}, from {gib(band.low)} to "
+            f"{gib(band.high)}."
+        )
+    for (gpu, dtype), reached in sorted(speeds.items()):
+        print(
+            f"{gpu}, {dtype}: {reached.mfu[1]:.0%} of its arithmetic, {reached.mbu[1]:.0%} of its "
+            f"bandwidth ({reached.source})."
+        )
     calibration.write(fitted, out)
-    band = fitted.context
-    print(
-        f"CUDA context of {len(found)} runs: {gib(band.expected)}, from {gib(band.low)} to "
-        f"{gib(band.high)}. Written: {out}"
-    )
+    print(f"Written: {out}")
+
+
+def _source(told: list[tuple[RunRecord, int]]) -> str:
+    devices = sorted({d for r, _ in told if r.environment for d in r.environment.devices})
+    return f"{len(told)} runs of one's own on {', '.join(devices) or 'unnamed devices'}"
 
 
 def _records(path: Path) -> Iterable[RunRecord]:

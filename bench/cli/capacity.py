@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.cli.fit import short, spec_of
+from bench.cli import asked
+from bench.cli.fit import short
 from bench.predict.calibration import Calibration, read
 from bench.predict.fits import gib
 from bench.predict.gpus import Gpu, catalogue, find
+from bench.predict.parallel_traces import Traces
 from bench.predict.plan import Plan, plan
 from bench.predict.predict import predict_all
 from bench.predict.prediction import Prediction
@@ -23,9 +25,9 @@ from bench.records import RunSpec, UserError
 
 _INCOMPLETE = 4
 _NOTE = (
-    "Several GPUs are estimated from the trace on one: a layer pipeline by weights / n, FSDP by "
-    "states / n, its batch that of each GPU. GPU-hours: a roofline's band; steps to an accuracy "
-    "differ between methods."
+    "Several GPUs: a layer pipeline, or FSDP, its batch that of each GPU; estimated from the "
+    "trace on one, or traced (--full). GPU-hours: a roofline's band; steps to an accuracy differ "
+    "between methods."
 )
 
 
@@ -35,18 +37,14 @@ def capacity(
     devices: Annotated[
         str | None, typer.Option(help="GPUs, separated by commas; all known ones if left out.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; or fp32 ...")] = "bf16",
-    batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 1,
-    seq: Annotated[int, typer.Option(min=1, help="Tokens of the longest example.")] = 400,
-    tuning: Annotated[str, typer.Option(help="What is trained.")] = "full",
+    dtype: asked.Dtype = "bf16",
+    batch: asked.Batch = 1,
+    seq: asked.Seq = 400,
+    tuning: asked.Tuning = "full",
     steps: Annotated[int, typer.Option(min=1, help="Steps that hours are told for.")] = 1000,
-    full: Annotated[bool, typer.Option("--full", help="Trace all layers.")] = False,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Constants: zometer calibrate-model writes them.")
-    ] = None,
-    own_gpus: Annotated[
-        Path | None, typer.Option("--gpus", help="GPUs beside the known ones, in TOML.")
-    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Trace all layers, and plans.")] = False,
+    calibration: asked.OwnConstants = None,
+    own_gpus: asked.OwnGpus = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a row.")] = False,
 ) -> None:
     """Plan: the smallest GPU and how many of it, for each model and method; nothing is run."""
@@ -54,8 +52,8 @@ def capacity(
     gpus = [find(name, own_gpus) for name in names]
     constants = read(calibration)
     specs = [
-        spec_of(model=model, method=method, dtype=dtype, batch_size=batch, seq_len=seq,
-                tuning=tuning, options={})
+        asked.spec_of(model=model, method=method, dtype=dtype, batch_size=batch, seq_len=seq,
+                      tuning=tuning, options={})
         for model, method in product(_names(models), _names(methods))
     ]  # fmt: skip
     table = Table(
@@ -69,7 +67,7 @@ def capacity(
             failed += 1
         else:
             found = found.calibrated(constants)
-            best = smallest(found, gpus, steps, constants)
+            best = _settled(found, gpus, steps, constants, full)
         if as_json:
             print(json.dumps(_told(spec, found, best)), flush=True)
         else:
@@ -81,11 +79,32 @@ def capacity(
         raise typer.Exit(_INCOMPLETE)
 
 
+def _settled(
+    found: Prediction, gpus: Sequence[Gpu], steps: int, constants: Calibration, full: bool
+) -> tuple[Gpu, Plan] | None:
+    """Return the smallest plan; with ``full`` once several GPUs of it are traced."""
+    traces = Traces(found, constants, lambda text: print(text, file=sys.stderr, flush=True))
+
+    def choose(known: Mapping[int, Prediction]) -> Plan | None:
+        best = smallest(found, gpus, steps, constants, known)
+        return best[1] if best else None
+
+    if full:
+        traces.settled(choose, gpus)
+    return smallest(found, gpus, steps, constants, traces.known)
+
+
 def smallest(
-    found: Prediction, gpus: Iterable[Gpu], steps: int, constants: Calibration | None = None
+    found: Prediction,
+    gpus: Iterable[Gpu],
+    steps: int,
+    constants: Calibration | None = None,
+    traced: Mapping[int, Prediction] | None = None,
 ) -> tuple[Gpu, Plan] | None:
     """Return the plan with the least memory in all; one that fits comes before a tight one."""
-    tried = [(gpu, plan(found, gpu, steps=steps, constants=constants)) for gpu in gpus]
+    tried = [
+        (gpu, plan(found, gpu, steps=steps, constants=constants, traced=traced)) for gpu in gpus
+    ]
     plans = [(gpu, made) for gpu, made in tried if made]
     if not plans:
         return None

@@ -3,163 +3,128 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Any
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from bench.cli import asked
 from bench.predict import fits
 from bench.predict.calibration import Calibration, read
 from bench.predict.figures import Figures
-from bench.predict.fits import gib
+from bench.predict.fits import Fit, gib
 from bench.predict.gpus import Gpu, catalogue, find
-from bench.predict.plan import plan
+from bench.predict.parallel import parallel_for
+from bench.predict.parallel_traces import Traces
+from bench.predict.plan import Plan, over, plan
 from bench.predict.predict import predict
-from bench.predict.prediction import Prediction
+from bench.predict.prediction import Prediction, dtype_of
 from bench.predict.roofline import Cost
-from bench.records import RunSpec, UserError, unknown
 
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _STEPS = 1000
+_COLUMNS = ("GPU", "fits", "to spare", "plan", "step", "GPU-hours per 1000 steps")
 
 
 def fit(
-    model: Annotated[str, typer.Option(help="A built-in model, a directory, or a hub name.")],
-    method: Annotated[str, typer.Option(help="A method: zometer list methods")],
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; or fp32 ...")] = "fp16",
-    batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 1,
-    seq: Annotated[int, typer.Option(min=1, help="Tokens of the longest example.")] = 400,
-    tuning: Annotated[str, typer.Option(help="What is trained: zometer list tunings")] = "full",
+    model: asked.Model,
+    method: asked.Method,
+    dtype: asked.Dtype = "fp16",
+    batch: asked.Batch = 1,
+    seq: asked.Seq = 400,
+    tuning: asked.Tuning = "full",
     device: Annotated[
         str | None, typer.Option(help="A GPU, such as a100-80gb; all known ones if left out.")
     ] = None,
-    option: Annotated[
-        list[str], typer.Option(metavar="K=V", help="A setting of the method, again for each.")
-    ] = [],  # noqa: B006  # why: typer reads it, nobody changes it
-    autocast: Annotated[bool, typer.Option("--autocast", help="Mixed precision.")] = False,
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Activation checkpointing.")
-    ] = False,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Constants: zometer calibrate-model writes them.")
+    num_gpus: Annotated[
+        int | None, typer.Option(min=1, help="Trace exactly so many; as few as fit if left out.")
     ] = None,
-    own_gpus: Annotated[
-        Path | None, typer.Option("--gpus", help="GPUs beside the known ones, in TOML.")
-    ] = None,
+    option: asked.Option = [],  # noqa: B006  # why: typer reads it, nobody changes it
+    autocast: asked.Autocast = False,
+    checkpointing: asked.Checkpointing = False,
+    calibration: asked.OwnConstants = None,
+    own_gpus: asked.OwnGpus = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Say whether a method on a model fits a GPU, and what takes the memory; nothing is run."""
     gpus = [find(device, own_gpus)] if device else list(catalogue(own_gpus).values())
     constants = read(calibration)
-    spec = spec_of(
+    spec = asked.spec_of(
         model=model, method=method, dtype=dtype, batch_size=batch, seq_len=seq, tuning=tuning,
-        options=options_of(option), autocast="bfloat16" if autocast else None,
+        options=asked.options_of(option), autocast="bfloat16" if autocast else None,
         checkpointing=checkpointing,
     )  # fmt: skip
-    found = predict(spec, full=True).calibrated(constants)
+    parallel = parallel_for(spec, num_gpus or 1)
+    found = predict(spec, full=True, parallel=parallel).calibrated(constants)
     answers = [fits.fit(found.on(gpu), gpu) for gpu in gpus]
-    words = _words(found, gpus, constants)
+    traces = Traces(found, constants, lambda text: print(text, file=sys.stderr, flush=True))
+    if num_gpus is None:
+        words = _words(found, gpus, traces)
+        table = _gpus(found, gpus, traces)
+    else:
+        words = f"{_best(answers, gpus).words} (traced: {found.layout})"
+        table = _over_so_many(found, gpus)
     if as_json:
+        several = [one.as_dict() for _, one in sorted(traces.known.items())]
         told = {"words": words, "fits": [a.as_dict() for a in answers], **found.as_dict()}
-        print(json.dumps(told, indent=1))
+        print(json.dumps({**told, "several": several}, indent=1))
         return
-    print(f"{title(spec)} {words}.")
+    print(f"{asked.title(spec)} {words}.")
     console = Console()
     needs = found.on(gpus[0]) if device else found.needs
-    for table in (_figures(needs[0]), _phases(needs[0]), _gpus(found, gpus, constants)):
+    fullest = max(needs, key=lambda each: each.process.high)
+    shown = [_figures(fullest), _phases(fullest), table]
+    if len(needs) > 1 and found.parallel and found.parallel.layout == "pipeline":
+        shown.insert(0, _devices(needs))
+    for each in shown:
         console.print()
-        console.print(table)
+        console.print(each)
     print(_sources(found, constants))
 
 
-def spec_of(**fields: Any) -> RunSpec:
-    """Return the run that is asked about, on random tokens of full length.
-
-    Raises:
-        UserError: a name is unknown, or a value out of range.
-
-    """
-    from bench import tuning  # why here: it imports torch
-    from bench.models.resolve import resolve
-    from zo_core import methods
-
-    fields["dtype"] = _DTYPES.get(fields["dtype"], fields["dtype"])
-    if fields["dtype"] not in _DTYPES.values():
-        raise unknown("dtype", fields["dtype"], [*_DTYPES.values(), *_DTYPES])
-    if fields["method"] not in methods.titles():
-        raise unknown("method", fields["method"], methods.titles())
-    if fields["tuning"] not in tuning.names():
-        raise unknown("tuning", fields["tuning"], tuning.names())
-    resolve(fields["model"])
-    try:
-        methods.build(fields["method"], **fields["options"])
-        return RunSpec(task="random_tokens", steps=2, lr=1e-6, device="cuda", **fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise UserError(f"'{name}': {first['msg']}, got {first['input']!r}.") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"Method '{fields['method']}': {error}") from None
+def _best(answers: list[Fit], gpus: list[Gpu]) -> Fit:
+    """Return the answer for the smallest GPU that does, or for the largest if none does."""
+    by_size = [
+        fit for _, fit in sorted(zip(gpus, answers, strict=True), key=lambda p: p[0].usable)
+    ]
+    held = [f for answer in ("yes", "tight") for f in by_size if f.answer == answer]
+    return held[0] if held else by_size[-1]
 
 
-def options_of(given: Iterable[str]) -> dict[str, bool | int | float | str]:
-    """Return settings from the command line: numbers and true/false as such, else text.
-
-    >>> options_of(["eps=1e-3", "storage=dense", "scale_lr=true"])
-    {'eps': 0.001, 'storage': 'dense', 'scale_lr': True}
-
-    """
-    found: dict[str, bool | int | float | str] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise UserError(f"Expected --option name=value, got '{text}'.")
-        found[name] = _value(value)
-    return found
-
-
-def _value(text: str) -> bool | int | float | str:
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def title(spec: RunSpec) -> str:
-    """Return a run in words."""
-    what = "" if spec.tuning == "full" else f" ({spec.tuning})"
-    return (
-        f"{spec.method}{what} on {spec.model} in {spec.dtype}, batch {spec.batch_size} of "
-        f"{spec.seq_len} tokens:"
-    )
-
-
-def _words(found: Prediction, gpus: list[Gpu], constants: Calibration) -> str:
+def _words(found: Prediction, gpus: list[Gpu], traces: Traces) -> str:
     """Return the answer: for the one GPU asked about, or for the smallest that does."""
     if len(gpus) > 1:
-        held = [fits.fit(found.on(gpu), gpu) for gpu in sorted(gpus, key=lambda g: g.usable)]
-        for answer in ("yes", "tight"):
-            if fitting := [fit for fit in held if fit.answer == answer]:
-                return fitting[0].words
+        best = _best([fits.fit(found.on(gpu), gpu) for gpu in gpus], gpus)
+        if best.answer != "no":
+            return best.words
         gpu = next(g for g in gpus if g.name == "h100-80gb")
     else:
         (gpu,) = gpus
     single = fits.fit(found.on(gpu), gpu)
     if single.answer != "no":
         return single.words
-    several = plan(found, gpu, steps=_STEPS, constants=constants)
+
+    def choose(known: Mapping[int, Prediction]) -> Plan | None:
+        return plan(found, gpu, steps=_STEPS, constants=traces.constants, traced=known)
+
+    several = traces.settled(choose, [gpu])
     if several is None:
         return f"{single.words}; no plan for up to {max(fits.COUNTS)} holds it"
-    words = several.fit.words
-    return f"{single.words}; {words} (estimated: {several.layout})"
+    reason = traces.reasons.get(several.fit.count)
+    how = f"{several.quality}: {several.layout}" + (f"; not traced: {reason}" if reason else "")
+    fewer = [fits.fit(one.on(gpu), gpu) for n, one in sorted(traces.known.items())]
+    tight = [f.words for f in fewer if f.answer == "tight" and f.count < several.fit.count]
+    return "; ".join([single.words, *tight[:1], f"{several.fit.words} ({how})"])
+
+
+def _devices(needs: Sequence[Figures]) -> Table:
+    table = Table("device", "weights", "allocated", "process", box=None, pad_edge=False)
+    for each in needs:
+        weights = size(each.components.get("weights", 0))
+        table.add_row(str(each.device), weights, size(each.allocated), gib(each.process.expected))
+    return table
 
 
 def _figures(needs: Figures) -> Table:
@@ -191,23 +156,26 @@ def size(nbytes: int) -> str:
     return gib(nbytes) if nbytes >= 1 << 30 else f"{nbytes / (1 << 20):.0f} MiB"
 
 
-def _gpus(found: Prediction, gpus: list[Gpu], constants: Calibration) -> Table:
-    table = Table(
-        "GPU",
-        "fits",
-        "to spare",
-        "plan",
-        "step",
-        "GPU-hours per 1000 steps",
-        box=None,
-        pad_edge=False,
-    )
+def _gpus(found: Prediction, gpus: list[Gpu], traces: Traces) -> Table:
+    """Return the fewest GPUs of each kind; several are estimated, but for those traced already."""
+    table = Table(*_COLUMNS, box=None, pad_edge=False)
     for gpu in sorted(gpus, key=lambda gpu: (gpu.usable, gpu.name)):
         single = fits.fit(found.on(gpu), gpu)
-        several = plan(found, gpu, steps=_STEPS, constants=constants)
-        named = "more than 16" if several is None else _plan(several.fit.count, several.layout)
+        several = plan(found, gpu, steps=_STEPS, constants=traces.constants, traced=traces.known)
+        named = "more than 16" if several is None else _plan(several)
         spent = several.cost if several else found.cost(gpu, steps=_STEPS)
         table.add_row(gpu.name, single.answer, gib(single.spare), named, *_time(spent))
+    return table
+
+
+def _over_so_many(found: Prediction, gpus: list[Gpu]) -> Table:
+    """Return what so many GPUs of each kind are, as they were traced."""
+    table = Table(*_COLUMNS, box=None, pad_edge=False)
+    count = len(found.needs)
+    for gpu in sorted(gpus, key=lambda gpu: (gpu.usable, gpu.name)):
+        answer, spent = fits.fit(found.on(gpu), gpu), over(found, gpu, steps=_STEPS)
+        named = f"{count}, {found.layout}, traced" if count > 1 else "1"
+        table.add_row(gpu.name, answer.answer, gib(answer.spare), named, *_time(spent))
     return table
 
 
@@ -221,8 +189,9 @@ def short(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
-def _plan(count: int, layout: str) -> str:
-    return "1" if count == 1 else f"{count}, {layout}, estimated"
+def _plan(made: Plan) -> str:
+    count = made.fit.count
+    return "1" if count == 1 else f"{count}, {made.layout}, {made.quality}"
 
 
 def _time(spent: Cost) -> tuple[str, str]:
@@ -241,7 +210,10 @@ def _sources(found: Prediction, constants: Calibration) -> str:
     )
     measured = constants.verified["context"]
     context = constants.sources["context"] if measured else "public out-of-memory messages"
+    timed = [reached.source for (_, dtype), reached in sorted(constants.efficiencies.items())
+             if dtype == dtype_of(found.spec)]  # fmt: skip
+    measured_by = f"; calibrated by {', '.join(timed)}" if timed else ""
     return (
-        f"\nTraced on fake tensors ({found.layers} layers, {versions}). Allocator "
-        f"simulated; context from {context}; times from a roofline, right to a factor of two."
+        f"\nTraced on fake tensors ({found.layers} layers, {versions}). Allocator simulated; "
+        f"context from {context}; times from a roofline, right to a factor of two{measured_by}."
     )

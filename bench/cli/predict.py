@@ -14,9 +14,11 @@ from rich.table import Table
 
 from bench import store
 from bench.cell import EVENTS, Cell
+from bench.cli import asked
 from bench.cli.fit import size
 from bench.cli.run import chosen
 from bench.predict import against_papers, measured
+from bench.predict.calibration import Calibration, read
 from bench.predict.predict import predict_all
 from bench.predict.prediction import Prediction
 from bench.records import RECORD, RunRecord, UserError, read_record, write_record
@@ -42,6 +44,7 @@ def predict(
     published: Annotated[
         bool, typer.Option("--published", help="What papers printed, beside its prediction.")
     ] = False,
+    calibration: asked.OwnConstants = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a run.")] = False,
 ) -> None:
     """Predict the memory of a suite's runs; a run that is made takes its prediction over."""
@@ -50,9 +53,9 @@ def predict(
         return
     if name is None:
         raise UserError("Name a suite (zometer list suites), or ask for --published.")
-    cells = chosen(name, only)
+    cells, constants = chosen(name, only), read(calibration)
     with store.opened(out):
-        failed = _all(cells, out, full, as_json)
+        failed = _all(cells, out, full, constants, as_json)
     folder = out / cells[0].suite
     if not as_json:
         print(f"Predictions: {folder}   Next: zometer report {shlex.quote(str(folder))}")
@@ -60,7 +63,7 @@ def predict(
         raise typer.Exit(_INCOMPLETE)
 
 
-def _all(cells: list[Cell], out: Path, full: bool, as_json: bool) -> int:
+def _all(cells: list[Cell], out: Path, full: bool, constants: Calibration, as_json: bool) -> int:
     """Predict and write all; return how many could not be."""
     table = Table(box=None, pad_edge=False)
     for heading in ("group", "method", "model", "digest"):
@@ -77,6 +80,7 @@ def _all(cells: list[Cell], out: Path, full: bool, as_json: bool) -> int:
             if as_json:
                 print(json.dumps({"key": cell.spec.key, "reason": str(found)}), flush=True)
             continue
+        found = found.calibrated(constants)
         folder = cell.folder(out)
         path = measured.write(folder, measured.record_of(cell, found))
         record = _told_to(folder, path)

@@ -31,7 +31,7 @@ _OF_A_MODEL = (
 
 
 _VERSIONS = (
-    "torch", "transformers", "peft", "numpy", "numba", "tokenizers", "datasets",
+    "torch", "transformers", "peft", "accelerate", "numpy", "numba", "tokenizers", "datasets",
 )  # fmt: skip
 
 

@@ -1,17 +1,25 @@
-"""What a process holds beside its tensors: constants with their sources, from a data file."""
+"""Constants of GPUs with their sources, from a data file: what a process holds beside its tensors.
+
+A file of one's own may hold, by GPU and dtype, the shares of the peaks that real runs reached
+(``[efficiency."a100-80gb".bfloat16]``); where it does not, ``bench.predict.roofline`` assumes a
+band.
+"""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+from bench.predict.roofline import Efficiency
 from bench.records import UserError
 
+_TABLES = ("context", "workspace", "nccl")
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -33,7 +41,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Bytes outside of the tensors, and where each number is from."""
+    """Bytes outside of the tensors, speeds, and where each number is from."""
 
     context: Band
     workspace: dict[str, int]
@@ -42,6 +50,8 @@ class Calibration:
     """Of a communicator of two ranks, and of more."""
     sources: dict[str, str]
     verified: dict[str, bool]
+    efficiencies: Mapping[tuple[str, str], Efficiency] = field(default_factory=dict)
+    """By name of the GPU and dtype of its products; none is packaged."""
 
     def workspace_of(self, architecture: str | None) -> int:
         """Return cuBLAS's workspace on an architecture ("hopper")."""
@@ -66,7 +76,7 @@ def read(path: Path | None = None) -> Calibration:
         source = files("bench.predict") / "calibration.toml" if path is None else path
         data = tomllib.loads(source.read_text(encoding="utf-8"))
         context, workspace, nccl = data["context"], dict(data["workspace"]), data["nccl"]
-        about = {name: (table["source"], table["verified"]) for name, table in data.items()}
+        about = {name: (data[name]["source"], data[name]["verified"]) for name in _TABLES}
         del workspace["source"], workspace["verified"]
         workspace["default"] += 0  # must be there
         return Calibration(
@@ -75,12 +85,28 @@ def read(path: Path | None = None) -> Calibration:
             (nccl["two_ranks"], nccl["more_ranks"]),
             {name: source for name, (source, _) in about.items()},
             {name: verified for name, (_, verified) in about.items()},
+            _efficiencies(data.get("efficiency", {})),
         )
-    except (OSError, KeyError, TypeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, tomllib.TOMLDecodeError) as error:
         raise UserError(
             f"Expected a calibration file like bench/predict/calibration.toml at {path}, got "
             f"{type(error).__name__}: {error}."
         ) from None
+
+
+def _efficiencies(data: Mapping[str, Any]) -> dict[tuple[str, str], Efficiency]:
+    return {
+        (gpu, dtype): Efficiency(_shares(told["mfu"]), _shares(told["mbu"]), told["source"])
+        for gpu, dtypes in data.items()
+        for dtype, told in dtypes.items()
+    }
+
+
+def _shares(told: Sequence[float]) -> tuple[float, float, float]:
+    good, middling, poor = map(float, told)
+    if not 1 >= good >= middling >= poor > 0:
+        raise ValueError(f"{told} is not good, middling, poor: 1 or less, falling, above 0")
+    return good, middling, poor
 
 
 def refitted(calibration: Calibration, contexts: Sequence[int], source: str) -> Calibration:
@@ -143,10 +169,22 @@ def write(calibration: Calibration, path: Path) -> None:
     lines = []
     for name, numbers in tables.items():
         lines += [f"[{name}]", *(f"{key} = {value}" for key, value in numbers.items())]
-        text = calibration.sources[name].replace("\\", "\\\\").replace('"', '\\"')
         lines += [
-            f'source = "{text}"',
+            f"source = {_quoted(calibration.sources[name])}",
             f"verified = {str(calibration.verified[name]).lower()}",
             "",
         ]
+    for (gpu, dtype), shares in sorted(calibration.efficiencies.items()):
+        lines += [
+            f"[efficiency.{_quoted(gpu)}.{_quoted(dtype)}]  # good, middling, poor",
+            f"mfu = {[round(share, 6) for share in shares.mfu]}",
+            f"mbu = {[round(share, 6) for share in shares.mbu]}",
+            f"source = {_quoted(shares.source)}",
+            "",
+        ]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

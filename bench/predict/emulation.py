@@ -5,7 +5,7 @@ CPU build of torch), so what torch and we decide by the device is decided here:
 
 - The noise kernel. It takes real tensors alone, and the reference would allocate in its place. On
   the CPU (numba) it allocates no tensor; on a GPU (triton) 12 bytes a term. A pass over fake
-  weights stops after its first sweep: what it holds is a sweep's, however many there are.
+  weights stops after its second sweep: what it holds is seen by then, however many there are.
 - Attention. On the CPU torch's own choice runs. On a GPU ``scaled_dot_product_attention`` takes
   flash where there is no mask and 16-bit inputs, else the memory-efficient kernel (its mask
   expanded, and padded to a multiple of 16), and the plain formula where autograd is forward-mode.
@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from bench.models import random_weights
 from zo_core import noise
 from zo_core.base import Param, Piece, Term, is_fake
 from zo_core.estimators import block_scaled
@@ -110,9 +111,10 @@ def _noise(device: Device) -> list[Patch]:
                     (cpu, "add_"),
                     (cpu, "write_rounded"),
                     (rows_cpu, "write"),
-                    (low_rank_cpu, "write"),
                 )
             ),
+            (low_rank_cpu, "write", _factor_laid_out(low_rank_cpu.write)),
+            (random_weights, "seeded", _stream_kept(random_weights.seeded)),
         ]
     return [
         (gpu, "takes", _or_fake(gpu.takes)),
@@ -137,7 +139,8 @@ def _whole_passes(device: Device, counter: Counter) -> list[Patch]:
             elif (
                 device == "cuda" and terms and params
             ):  # as every launch of the pass, one after another
-                _hold_terms(terms, params[0].tensor.device)
+                for card in dict.fromkeys(param.tensor.device for param in params):
+                    _hold_terms(terms, card)
         for param in params if terms else ():
             dtype = str(param.tensor.dtype).removeprefix("torch.")
             counter.worked(dtype, 0, 2 * param.tensor.nbytes)
@@ -146,8 +149,11 @@ def _whole_passes(device: Device, counter: Counter) -> list[Patch]:
         for param in params:
             visited = list(real_pieces((param,)))
             seen = sum(piece.part.numel() for piece in visited)
-            with counter.times(param.tensor.numel() / seen):
-                yield from visited
+            # What is held of a piece while the next one is worked on is seen in the second.
+            sweeps = 2 if param.tensor.numel() > seen else 1
+            with counter.times(param.tensor.numel() / seen / sweeps):
+                for _ in range(sweeps):
+                    yield from visited
 
     return [(noise, "add_", add_), (noise, "pieces", pieces)]
 
@@ -184,6 +190,33 @@ def _nothing_of_fakes(kernel: Callable[..., None]) -> Callable[..., None]:
             kernel(first, *rest, **options)
 
     return run
+
+
+def _factor_laid_out(kernel: Callable[..., None]) -> Callable[..., None]:
+    """Return the kernel, of fake tensors with what it holds: a factor laid out anew."""
+
+    def write(source: Tensor, outs: Sequence[Tensor], u: Tensor, v: Tensor) -> None:
+        if is_fake(source):
+            v.detach().t().contiguous()
+        else:
+            kernel(source, outs, u, v)
+
+    return write
+
+
+def _stream_kept(
+    seeded: Callable[[int, str], AbstractContextManager[None]],
+) -> Callable[[int, str], AbstractContextManager[None]]:
+    """Return ``seeded``, which keeps the state of torch's stream where no operation shows it."""
+
+    @contextmanager
+    def kept(seed: int, device: str) -> Iterator[None]:
+        with seeded(seed, device):
+            state = torch.empty(torch.default_generator.get_state().numel(), dtype=torch.uint8)
+            yield
+            del state
+
+    return kept
 
 
 def _launched(

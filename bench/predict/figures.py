@@ -15,7 +15,7 @@ temporaries: the counterpart of a profiler's allocation events.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -98,32 +98,24 @@ def figures(
     device: int = 0,
     *,
     calibration: Calibration | None = None,
-    architecture: str | None = None,
     ranks: int = 1,
-    settings: Settings | None = None,
-    empty_cache_after: Collection[str] = (),
 ) -> Figures:
     """Return the four figures of one device.
 
     Args:
         log: the traced step.
         device: its index in the log.
-        calibration: constants outside of the tensors; the packaged ones if not given.
-        architecture: of the GPU ("ampere", "hopper", ...), for cuBLAS's workspace.
+        calibration: constants outside of the tensors; the packaged ones if not given. Of the
+            workspaces the default one is taken.
         ranks: processes that communicate by NCCL; 1: none do.
-        settings: the allocator's, beside ``expandable`` and ``capacity``, which are varied.
-        empty_cache_after: phases at whose end the cache is emptied.
 
     """
     calibration = calibration or constants.read()
-    settings = settings or Settings()
-    large = Settings(True, None, settings.max_split, 0.0, settings.large_segment)
-    native = Settings(False, None, settings.max_split, 0.0, settings.large_segment)
-    space = workspaces(log, device, calibration.workspace_of(architecture))
+    native, large = Settings(), Settings(expandable=True)
+    space = workspaces(log, device, calibration.workspace_of(None))
     asked = events_with(log, device, [*space, *temporaries(log, device)])
-    plain = replay(events_with(log, device, space), native, empty_cache_after)
-    real = replay(asked, native, empty_cache_after)
-    grown = replay(asked, large, empty_cache_after)
+    plain = replay(events_with(log, device, space), native)
+    real, grown = replay(asked, native), replay(asked, large)
     outside = calibration.context + calibration.communicators(ranks)
     traced = log.peaks_by_phase(device)
     phases = tuple(

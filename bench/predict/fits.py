@@ -56,18 +56,12 @@ def fit(needs: Sequence[Figures], gpu: Gpu) -> Fit:
     return Fit(answer, gpu.name, len(needs), spare, words)
 
 
-def smallest(needs: Sequence[Figures], gpus: Iterable[Gpu]) -> tuple[Fit, ...]:
-    """Return the answers for GPUs that hold the step, the smallest card first.
-
-    Those where it is tight come behind those where it fits.
-    """
-    fits = [(gpu.usable, gpu.name, fit(needs, gpu)) for gpu in gpus]
-    held = sorted(f for f in fits if f[2].answer != "no")
-    return tuple(f for a in ("yes", "tight") for _, _, f in held if f.answer == a)
-
-
 def smallest_count(
-    at: Callable[[int], Sequence[Figures] | None], gpu: Gpu, counts: Iterable[int] = COUNTS
+    at: Callable[[int], Sequence[Figures] | None],
+    gpu: Gpu,
+    counts: Iterable[int] = COUNTS,
+    *,
+    tight: bool = False,
 ) -> Fit | None:
     """Return the answer for the fewest GPUs that hold the step; None if no count does.
 
@@ -75,19 +69,20 @@ def smallest_count(
         at: the figures of each device when spread over so many; None where it can't be.
         gpu: the card.
         counts: the numbers to try, rising.
+        tight: take the first where it is tight. If not, more where it fits go before it.
 
     """
-    tight = None
+    least = None
     for count in counts:
         needs = at(count)
         if needs is None:
             continue
         found = fit(needs, gpu)
-        if found.answer == "yes":
+        if found.answer == "yes" or (tight and found.answer == "tight"):
             return found
-        if found.answer == "tight" and tight is None:
-            tight = found
-    return tight
+        if found.answer == "tight" and least is None:
+            least = found
+    return least
 
 
 def at_least(needs: Sequence[Figures], gpu: Gpu) -> int:

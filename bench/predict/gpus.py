@@ -35,6 +35,9 @@ _ALIASES = {
     "rtx5090": "rtx-5090",
 }
 
+_OTHER_CARDS = frozenset({"ti", "super", "laptop", "mobile", "mig", "nvl", "max-q", "d"})
+"""Words by which a driver names a card that is not the one of the name without them."""
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -98,6 +101,23 @@ def find(name: str, path: Path | None = None) -> Gpu:
     if spelt not in known:
         raise unknown("GPU", name, known)
     return known[spelt]
+
+
+def of_device(name: str, path: Path | None = None) -> Gpu | None:
+    """Return the GPU that a driver calls by that name; None where it is not in the catalogue.
+
+    >>> [of_device(n).name for n in ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 PCIe", "Tesla T4")]
+    ['a100-80gb', 'h100-pcie', 't4']
+    >>> of_device("NVIDIA GeForce RTX 3090 Ti") is None
+    True
+
+    """
+    words = set(re.split(r"[^a-z0-9.]+", name.lower()))
+    if words & _OTHER_CARDS:
+        return None
+    held = [gpu for gpu in catalogue(path).values() if set(gpu.name.split("-")) <= words]
+    named = [gpu for gpu in catalogue(path).values() if gpu.title.lower() == name.lower()]
+    return max([*held, *named], key=lambda gpu: (gpu in named, gpu.name.count("-")), default=None)
 
 
 def _users(path: Path) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ table of temporaries is ``kernels.toml``; every entry there is unverified until 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -85,11 +85,9 @@ def workspaces(log: Log, device: int, nbytes: int) -> list[Extra]:
     return [Extra(int(found[0]), nbytes, True) for found in rows if nbytes and len(found)]
 
 
-def temporaries(
-    log: Log, device: int, known: Mapping[str, Temporary] | None = None
-) -> list[Extra]:
+def temporaries(log: Log, device: int) -> list[Extra]:
     """Return what the operations of a log took while they ran, after the tensors they returned."""
-    known = table() if known is None else known
+    known = table()
     ops, sizes = log.column("op"), log.nbytes
     made = (log.kind == ALLOC) & (log.device == device)
     found = []
@@ -104,6 +102,12 @@ def temporaries(
                 extra = formula(sizes[call].tolist())
                 found.append(Extra(int(call[-1]) + 1, extra, False))
     return sorted(found, key=lambda extra: extra.row)
+
+
+def extras(log: Log, device: int, workspace: int) -> list[Extra]:
+    """Return all that a GPU allocates beside a log's tensors, in the order it comes in."""
+    found = [*workspaces(log, device, workspace), *temporaries(log, device)]
+    return sorted((e for e in found if e.nbytes > 0), key=lambda extra: extra.row)
 
 
 def events_with(log: Log, device: int, extras: Sequence[Extra]) -> Events:

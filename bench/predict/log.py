@@ -140,6 +140,10 @@ class Log:
         """Return the bytes of a block."""
         return self._rows["nbytes"][self._born[block]]
 
+    def device_of(self, block: int) -> int:
+        """Return the device that a block is, or was, on."""
+        return self._rows["device"][self._born[block]]
+
     def column(self, name: str) -> NDArray[np.int64]:
         """Return a column as numbers: kind, block, nbytes, device, or a named column's codes."""
         return np.frombuffer(self._rows[name], dtype=np.int64).copy()

@@ -20,6 +20,10 @@ _JOBS_OF_A_PROCESS = 40  # fake tensors leave little behind; a fresh one leaves 
 Why = Literal["died", "too long"]
 
 
+def _never(result: object) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class How(Generic[J, R]):
     """What is done: by functions of a module, since processes are spawned."""
@@ -30,6 +34,8 @@ class How(Generic[J, R]):
     """Called first in every process."""
     lost: Callable[[J, Why], R]
     """Makes the result of a job whose process died or took too long; called here."""
+    spoils: Callable[[R], bool] = _never
+    """Whether a result leaves its process unfit for another job; called here."""
 
 
 def results(how: How[J, R], jobs: Sequence[J], *, workers: int, seconds: float) -> Iterator[R]:
@@ -95,7 +101,7 @@ class _Process(Generic[J, R]):
             made: R = self.pipe.recv()
         except (EOFError, OSError):
             return number, self.how.lost(job, "died")
-        self.worn = self._taken >= _JOBS_OF_A_PROCESS
+        self.worn = self._taken >= _JOBS_OF_A_PROCESS or self.how.spoils(made)
         return number, made
 
     def end(self) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from unittest.mock import patch
 
 from bench.predict import pool
+from bench.predict.parallel import Parallel, refuse
 from bench.predict.prediction import Prediction
 from bench.records import ModelFacts, RunSpec, UserError
 
@@ -33,7 +34,7 @@ Device = Literal["cuda", "cpu"]
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 PEAK = "peak resident set of the tracing process, bytes"
 """Fact of a prediction: no weights are in memory."""
-_SECONDS = 1800.0  # of one run; the largest models take minutes
+SECONDS = 1800.0  # of one run; the largest models take minutes
 _STEPS = 2
 _WITHOUT_WEIGHT = (
     "group", "lr", "lr_schedule", "lr_warmup_steps", "warmup_steps", "save_every", "threads",
@@ -44,9 +45,15 @@ _BLOCKS_WORTH_A_LINE = 24
 """Models of more blocks are traced shallow where that is exact: three traces cost half a one."""
 
 
-def predict(spec: RunSpec, *, emulate: Device = "cuda", full: bool = False) -> Prediction:
+def predict(
+    spec: RunSpec,
+    *,
+    emulate: Device = "cuda",
+    full: bool = False,
+    parallel: Parallel | None = None,
+) -> Prediction:
     """Return the prediction of one run; see :func:`predict_all`."""
-    (found,) = predict_all([spec], emulate=emulate, full=full)
+    (found,) = predict_all([spec], emulate=emulate, full=full, parallel=[parallel])
     if isinstance(found, UserError):
         raise found
     return found
@@ -58,6 +65,7 @@ def predict_all(
     emulate: Device | None = "cuda",
     full: bool = False,
     reference: Sequence[str] = (),
+    parallel: Sequence[Parallel | None] = (),
     workers: int | None = None,
 ) -> Iterator[Prediction | UserError]:
     """Yield the prediction of each run in order, or why there is none.
@@ -69,11 +77,17 @@ def predict_all(
             small depths: live bytes are the same to the byte, reserved ones are estimates.
         reference: for each run, whose step is traced instead of the engine's: a kind of
             ``bench.predict.reference``. All layers are, always.
+        parallel: for each run, its layout over several devices; None: one device. All layers are
+            traced on several, always: how many a device holds is no line in depth.
         workers: processes; as many as cores, four at most, where absent.
 
     """
     kinds = reference or [""] * len(specs)
-    asked = [_asked(s, emulate, full, k) for s, k in zip(specs, kinds, strict=True)]
+    layouts = parallel or [None] * len(specs)
+    asked = [
+        _asked(spec, emulate, full, kind, layout)
+        for spec, kind, layout in zip(specs, kinds, layouts, strict=True)
+    ]
     known: dict[str, Prediction | UserError] = {}
     missing: dict[str, Asked] = {}
     for one in asked:
@@ -129,25 +143,31 @@ class Asked:
             cache.write(cache.path_of(self.key), found)
 
 
-def _asked(spec: RunSpec, emulate: Device | None, full: bool, kind: str) -> Asked | UserError:
+def _asked(
+    spec: RunSpec, emulate: Device | None, full: bool, kind: str, parallel: Parallel | None
+) -> Asked | UserError:
     """Return what is traced for a run; an error of one run does not end the others."""
     from bench.predict import cache  # why here: it imports torch
 
     try:
-        request = request_of(spec, emulate or emulated_for(spec), kind)
-        job = Job(request, full or bool(kind), kind)
+        if parallel is not None:
+            refuse(spec, parallel)
+        request = request_of(spec, emulate or emulated_for(spec), kind, parallel)
+        job = Job(request, full or bool(kind or parallel), kind)
         return Asked(job, cache.key_of(request, f"{job.full} {kind}"), cache.keeps(request))
     except Exception as error:  # why: whatever it is, the other runs go on
         return error_of(spec, error)
 
 
-def request_of(spec: RunSpec, emulate: Device, reference: str = "") -> Request:
+def request_of(
+    spec: RunSpec, emulate: Device, reference: str = "", parallel: Parallel | None = None
+) -> Request:
     """Return what is traced for a run; papers' code computes attention by the plain formula."""
     from bench.predict.shapes import Shape  # why here: they import torch
     from bench.predict.trace import Request
 
     shape = Shape(attention="eager") if reference else Shape()
-    return Request(essence(spec), emulate=emulate, shape=shape)
+    return Request(essence(spec), emulate=emulate, shape=shape, parallel=parallel)
 
 
 def essence(spec: RunSpec) -> RunSpec:
@@ -180,16 +200,17 @@ def emulated_for(spec: RunSpec) -> Device:
 
 
 def _made(jobs: Sequence[Job], workers: int) -> Iterator[Prediction | UserError]:
-    how = pool.How(_outcome, _begin, _lost)
-    return pool.results(how, jobs, workers=workers, seconds=_SECONDS)
+    how = pool.How(_outcome, begin, lost)
+    return pool.results(how, jobs, workers=workers, seconds=SECONDS)
 
 
-def _lost(job: Job, why: pool.Why) -> Prediction | UserError:
+def lost(job: Job, why: pool.Why) -> Prediction | UserError:
+    """Say why the process of a job gave no answer."""
     spec = job.request.spec
     what = f"Method '{spec.method}' on '{spec.model}' was not predicted: "
     if why == "too long":
         return UserError(
-            f"{what}tracing took longer than {_SECONDS:.0f} s. Trace without --full, or on a "
+            f"{what}tracing took longer than {SECONDS:.0f} s. Trace without --full, or on a "
             "machine that is less busy.",
             exit_code=3,
         )
@@ -225,7 +246,7 @@ def error_of(spec: RunSpec, error: Exception) -> UserError:
     return UserError(f"Method '{spec.method}' on '{spec.model}' can't be traced: {told}", 3)
 
 
-def _begin() -> None:
+def begin() -> None:
     """Prepare a process, before it imports torch; an interrupt is the parent's to answer."""
     os.environ.update(_ENVIRONMENT)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -311,7 +332,8 @@ def of_log(request: Request, log: Log, model: ModelFacts, layers: int) -> Predic
     from bench.predict.figures import all_figures
     from bench.predict.prediction import ARCHITECTURES
 
-    spaces = calibration.read()
+    spaces, parallel = calibration.read(), request.parallel
+    ranks = parallel.ranks if parallel else 1
     made: dict[int, tuple[object, ...]] = {}
     figures = {}
     for kind in ARCHITECTURES:
@@ -319,7 +341,10 @@ def of_log(request: Request, log: Log, model: ModelFacts, layers: int) -> Predic
         size = spaces.workspace_of(kind) if request.emulate == "cuda" else 0
         if size not in made:
             constants = replace(spaces, workspace={"default": size})
-            made[size] = tuple(all_figures(log, calibration=constants))
+            stages = range(parallel.count) if parallel and ranks == 1 else [0]
+            own = all_figures(log, devices=stages, calibration=constants, ranks=ranks)
+            others = [replace(own[0], device=rank) for rank in range(1, ranks)]
+            made[size] = (*own, *others)
         figures[kind] = made[size]
     return Prediction(
         spec=request.spec,
@@ -331,6 +356,7 @@ def of_log(request: Request, log: Log, model: ModelFacts, layers: int) -> Predic
         figures=figures,  # type: ignore[arg-type]
         work=dict(log.work),
         facts=dict(log.facts),
+        parallel=parallel,
     )
 
 

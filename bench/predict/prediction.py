@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bench.predict import calibration
@@ -11,7 +11,8 @@ from bench.predict.calibration import Band, Calibration
 from bench.predict.figures import Figures, PhaseFigures
 from bench.predict.gpus import Gpu
 from bench.predict.log import OUTSIDE_BLOCKS, Log, Work
-from bench.predict.roofline import Cost, cost
+from bench.predict.parallel import Parallel
+from bench.predict.roofline import Cost, Efficiency, cost
 from bench.records import ModelFacts, RunSpec, UserError
 
 ARCHITECTURES = ("default", "hopper", "blackwell")
@@ -29,9 +30,13 @@ class Prediction:
         layers: blocks of the model.
         traced_layers: depths that were traced; ``(layers,)`` where all of it was.
         steps: how many steps were traced; ``work`` is of all of them together.
-        figures: architecture -> the figures of each device.
+        figures: architecture -> the figures of each device; with FSDP those of the first rank
+            stand for all, since none holds more.
         work: of each phase.
         facts: versions and seconds, text for people.
+        parallel: the layout over several devices that was traced; None: one device.
+        efficiencies: shares of the peaks that real runs reached, by GPU and dtype; what is not
+            there is assumed.
 
     """
 
@@ -44,6 +49,13 @@ class Prediction:
     figures: Mapping[str, tuple[Figures, ...]]
     work: Mapping[str, Work]
     facts: Mapping[str, str]
+    parallel: Parallel | None = None
+    efficiencies: Mapping[tuple[str, str], Efficiency] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> str:
+        """What was traced: one GPU, or the layout over several, in words."""
+        return self.parallel.words if self.parallel else "one GPU"
 
     @property
     def whole(self) -> bool:
@@ -65,7 +77,7 @@ class Prediction:
         return self.figures.get(gpu.architecture, self.needs)
 
     def calibrated(self, constants: Calibration) -> Prediction:
-        """Return the prediction with another CUDA context.
+        """Return the prediction with another CUDA context, and with measured speeds.
 
         Raises:
             UserError: the constants have another workspace, which is in the figures already.
@@ -76,17 +88,23 @@ class Prediction:
                 "Expected a calibration with the packaged [workspace], got another: it is in what "
                 "is traced. Change [context] and [nccl] alone."
             )
+        ranks = self.parallel.ranks if self.parallel else 1
+        outside = constants.context + constants.communicators(ranks)
         figures = {
-            kind: tuple(each.beside(constants.context) for each in several)
+            kind: tuple(each.beside(outside) for each in several)
             for kind, several in self.figures.items()
         }
-        return replace(self, figures=figures)
+        return replace(self, figures=figures, efficiencies=constants.efficiencies)
+
+    def efficiency(self, gpu: Gpu) -> Efficiency | None:
+        """Return the shares of a GPU's peaks that real runs of this dtype reached; or None."""
+        return self.efficiencies.get((gpu.name, dtype_of(self.spec)))
 
     def cost(self, gpu: Gpu, *, steps: int, gpus: int = 1) -> Cost:
         """Return what so many steps take on GPUs of one kind; see ``bench.predict.roofline``."""
         counts = {"evaluations": self.facts.get("evaluations", "1")}
         log = Log(work=dict(self.work), facts={"steps": str(max(self.steps, 1)), **counts})
-        return cost(log, gpu, steps=steps, gpus=gpus)
+        return cost(log, gpu, steps=steps, gpus=gpus, efficiency=self.efficiency(gpu))
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data, for a file or for ``--json``."""
@@ -100,7 +118,13 @@ class Prediction:
             "figures": {a: [f.as_dict() for f in several] for a, several in self.figures.items()},
             "work": {phase: asdict(work) for phase, work in self.work.items()},
             "facts": dict(self.facts),
+            "parallel": asdict(self.parallel) if self.parallel else None,
         }
+
+
+def dtype_of(spec: RunSpec) -> str:
+    """Return the dtype of a run's matrix products."""
+    return spec.autocast or spec.dtype
 
 
 def of_dict(data: Mapping[str, Any]) -> Prediction:
@@ -115,6 +139,7 @@ def of_dict(data: Mapping[str, Any]) -> Prediction:
         figures={a: tuple(map(_figures, several)) for a, several in data["figures"].items()},
         work={phase: Work(**work) for phase, work in data["work"].items()},
         facts=data["facts"],
+        parallel=Parallel(**data["parallel"]) if data["parallel"] else None,
     )
 
 

@@ -14,7 +14,7 @@ read (NVML, torch's reserved memory, unknown), how sure the row is, and what to 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
@@ -99,7 +99,12 @@ class Compared:
 
 @cache
 def cells() -> tuple[Cell, ...]:
-    """Return every packaged number, in the order of the papers."""
+    """Return every packaged number, in the order of the papers.
+
+    >>> [c.value for c in cells() if (c.table, c.method) == ("Table 22", "mezo")]
+    [4.0, 7.0, 14.0, 26.0, 58.0, 128.0]
+
+    """
     text = (files("bench.predict") / "published.csv").read_text(encoding="utf-8")
     found = []
     for row in csv.DictReader(text.splitlines()):
@@ -107,21 +112,6 @@ def cells() -> tuple[Cell, ...]:
         value = float(row.pop("value"))
         found.append(Cell(**row, **numbers, value=value))  # type: ignore[arg-type]  # by name
     return tuple(found)
-
-
-def peaks(**fields: str) -> list[Cell]:
-    """Return the peak-memory cells whose fields are as given.
-
-    >>> [cell.value for cell in peaks(table="Table 22", method="mezo")]
-    [4.0, 7.0, 14.0, 26.0, 58.0, 128.0]
-
-    """
-    return _where("peak_memory_gib", fields)
-
-
-def largest(**fields: str) -> list[Cell]:
-    """Return the cells that name the largest model on a machine, in 1e9 parameters."""
-    return _where("largest_model", fields)
 
 
 def compare(cell: Cell, needs: Sequence[Figures]) -> Compared:
@@ -133,20 +123,6 @@ def compare(cell: Cell, needs: Sequence[Figures]) -> Compared:
     error = printed / cell.value - 1
     needed = sum(each.least + each.outside.expected for each in needs) / GIB
     return Compared(cell, predicted, figure, printed, error, _verdict(cell, error, needed))
-
-
-def counts(
-    measured: Iterable[Cell], at_count: Callable[[Cell], int | None]
-) -> list[tuple[Cell, int | None, bool]]:
-    """Return each cell with the predicted number of GPUs, and whether it is the published one.
-
-    Args:
-        measured: cells that state ``gpus``.
-        at_count: the fewest GPUs (1, 2, 4, ...) that hold the cell's model and method.
-
-    """
-    found = [(cell, at_count(cell)) for cell in measured if cell.gpus]
-    return [(cell, count, count == cell.gpus) for cell, count in found]
 
 
 _FIGURES: dict[str, tuple[str, Callable[[Figures], int]]] = {
@@ -166,11 +142,3 @@ def _verdict(cell: Cell, error: float, needed: float) -> Verdict:
     if abs(error) <= cell.tolerance:
         return "within"
     return "high" if error > 0 else "low"
-
-
-def _where(metric: str, fields: dict[str, str]) -> list[Cell]:
-    return [
-        cell
-        for cell in cells()
-        if cell.metric == metric and all(getattr(cell, k) == v for k, v in fields.items())
-    ]

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from bench import models
+from bench.models import LoadedModel
 from bench.objective import precision
+from bench.predict.parallel_laid import Lay
 from bench.predict.trace import Phases
 from bench.records import ModelFacts, RunSpec
 from bench.stepping import textbook
@@ -39,7 +41,13 @@ class Run(Protocol):
     """What stands in the place of ``bench.predict.trace.run``."""
 
     def __call__(
-        self, spec: RunSpec, phases: Phases, *, steps: int, evaluated: bool = True
+        self,
+        spec: RunSpec,
+        phases: Phases,
+        *,
+        steps: int,
+        evaluated: bool = True,
+        lay: Lay | None = None,
     ) -> None:
         """Load and train."""
 
@@ -47,9 +55,19 @@ class Run(Protocol):
 def run_of(kind: str, built: list[ModelFacts]) -> Run:
     """Return what takes the steps of a kind; it tells the model's facts to ``built``."""
 
-    def run(spec: RunSpec, phases: Phases, *, steps: int, evaluated: bool = True) -> None:
+    def run(
+        spec: RunSpec,
+        phases: Phases,
+        *,
+        steps: int,
+        evaluated: bool = True,
+        lay: Lay | None = None,
+    ) -> None:
+        def load() -> LoadedModel:
+            return models.load(spec.model, dtype=spec.dtype, device="cpu", seed=0)
+
         with phases.span("load"):
-            loaded = models.load(spec.model, dtype=spec.dtype, device="cpu", seed=0)
+            loaded = load() if lay is None else lay(load)
             params = list(loaded.module.parameters())
             phases.relabel([*params, *loaded.module.buffers()], "weights")
             kept = [torch.empty_like(p) for p in params for _ in range(_COPIES.get(kind, 0))]

@@ -6,7 +6,7 @@ event and a search over capacities is cheap.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -112,18 +112,8 @@ def allocator(settings: Settings) -> Allocator:
     return Expandable(settings) if settings.expandable else Allocator(settings)
 
 
-def replay(
-    asked: Events, settings: Settings | None = None, empty_cache_after: Collection[str] = ()
-) -> Replay:
-    """Put a step through an allocator; one that does not fit says where in ``failure``.
-
-    Args:
-        asked: the device's requests.
-        settings: the allocator's.
-        empty_cache_after: phases at whose end the cache is emptied, as memory runs do after
-            ``load``.
-
-    """
+def replay(asked: Events, settings: Settings | None = None) -> Replay:
+    """Put a step through an allocator; one that does not fit says where in ``failure``."""
     device = allocator(settings or Settings())
     held: list[Block | None] = [None] * asked.blocks
     peaks: list[dict[str, int]] = [{}, {}, {}]
@@ -140,8 +130,6 @@ def replay(
             failure = Failure(done + at, run.phase, *held_then)
             break
         done += len(run.kinds)
-        if run.phase in empty_cache_after:
-            device.release_cached()
     tops = [max(table.values(), default=0) for table in peaks]
     requested, allocated, reserved = peaks
     return Replay(

@@ -4,12 +4,12 @@ For each phase ``compute = sum over dtypes of flops / (peak mfu)`` and ``memory 
 (bandwidth mbu)``. Phases are totals, so what overlaps inside one is not known: the least it takes
 is the larger of the two at good efficiencies, the most their sum at poor ones, and their sum at
 middling ones is expected. No phase is faster than its kernels can be launched. Uncalibrated, this
-is right to about a factor of two; one measured step makes it better (:func:`calibrated`).
+is right to about a factor of two; measured runs make it better (:func:`calibrated`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -133,39 +133,69 @@ def cost(
     return Cost(once, phases, hours, price, notes)
 
 
-def calibrated(
-    work: Mapping[str, Work], gpu: Gpu, measured: Mapping[str, float], spread: float = 0.15
-) -> Efficiency:
-    """Return the efficiencies that a measured step had.
+@dataclass(frozen=True)
+class Timed:
+    """One measured run on a card: the work of its phases, and the seconds that they took."""
 
-    From phases with enough of both kinds of work, mfu and mbu by least squares; where that has
-    no sensible solution, as with one phase, one factor on both of the middling ones.
+    work: Mapping[str, Work]
+    """Of each phase, for as many steps as ``seconds`` are of."""
+    seconds: Mapping[str, float]
+    """Of each phase, or of any of them."""
+
+
+def calibrated(runs: Sequence[Timed], gpu: Gpu, spread: float = 0.15) -> Efficiency:
+    """Return the efficiencies that measured runs had on one card.
+
+    From phases with enough of both kinds of work, mfu and mbu by least squares, each run counting
+    alike; where that has no sensible solution, as with one phase, one factor on both of the
+    middling ones. A phase that half of its time launches kernels tells nothing of either, and is
+    left out.
 
     Args:
-        work: of each phase, for as many steps as were measured.
+        runs: what was measured, in one dtype.
         gpu: the card it was measured on.
-        measured: seconds of each phase (of any of the phases).
-        spread: half width of the band around what was measured.
+        spread: half width of the band around what was measured, at the least; wider where a run
+            lies farther off.
 
     Raises:
-        UserError: nothing measured belongs to the work.
+        UserError: nothing measured belongs to the work, or all of it is launching kernels.
 
     """
-    rows = {p: _ideal(work[p], gpu) for p, s in measured.items() if p in work and s > 0}
-    ideal = np.array([row for row in rows.values() if sum(row) > 0])
-    took = np.array([measured[p] for p, row in rows.items() if sum(row) > 0])
-    if not len(ideal):
+    told = [_rows(run, gpu) for run in runs]
+    told = [rows for rows in told if rows]
+    if not told:
+        phases = sorted({phase for run in runs for phase in run.seconds})
         raise UserError(
-            f"Expected measured seconds of a phase that does work ({', '.join(work) or 'none'}), "
-            f"got {', '.join(measured) or 'none'}."
+            f"Expected measured seconds of phases that keep {gpu.title} at work, got "
+            f"{', '.join(phases) or 'none'}, too short beside the launching of their kernels. "
+            "Time a larger model or batch."
         )
-    mfu, mbu = _solve(ideal, took)
-    low, high = 1 - spread, 1 + spread
+    scale = [sum(took for *_, took in rows) for rows in told]
+    scaled = [
+        np.array(row) / total for rows, total in zip(told, scale, strict=True) for row in rows
+    ]
+    table = np.array(scaled)
+    mfu, mbu = _solve(table[:, :2], table[:, 2])
+    ratios = [
+        total / sum(compute / mfu + memory / mbu for compute, memory, _ in rows)
+        for rows, total in zip(told, scale, strict=True)
+    ]
+    fast, slow = min(1 - spread, *ratios), max(1 + spread, *ratios)
     return Efficiency(
-        (min(mfu * high, 1.0), mfu, mfu * low),
-        (min(mbu * high, 1.0), mbu, mbu * low),
-        f"calibrated by {', '.join(rows)} on {gpu.title}",
+        (min(mfu / fast, 1.0), mfu, mfu / slow),
+        (min(mbu / fast, 1.0), mbu, mbu / slow),
+        f"{len(told)} timed run{'s' if len(told) > 1 else ''} on {gpu.title}",
     )
+
+
+def _rows(run: Timed, gpu: Gpu) -> list[tuple[float, float, float]]:
+    """Return seconds of arithmetic and of traffic at the peaks, and those measured, by phase."""
+    found = []
+    for phase, took in run.seconds.items():
+        work = run.work.get(phase)
+        if work is not None and took > 2 * work.ops * LAUNCH_SECONDS:
+            found.append((*_ideal(work, gpu), took))
+    return [row for row in found if row[0] + row[1] > 0]
 
 
 def _solve(ideal: Any, took: Any) -> tuple[float, float]:

@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.predict.allocator import MIB, Settings
+from bench.predict.allocator import MIB, OutOfMemory, Settings
 from bench.predict.log import Log
-from bench.predict.replay import events, replay
 from bench.predict.snapshot_export import INACTIVE, Snapshot, export, play
 from bench.records import UserError
 
-__all__ = ["Comparison", "Snapshot", "compare", "export", "load", "save", "settings_of", "to_log"]
+__all__ = [
+    "Comparison", "End", "Snapshot", "compare", "export", "load", "peak_reserved", "save",
+    "settings_of", "to_log",
+]  # fmt: skip
+
+
+_BLOCKS = ("alloc", "free_completed")
+"""Actions of a trace that say what was asked for; the others say what the allocator did."""
 
 
 def save(snapshot: Snapshot, path: Path) -> None:
@@ -46,6 +52,13 @@ def load(path: Path) -> Snapshot:
             f"Expected a torch memory snapshot at {path} (segments and device_traces), got a "
             f"pickled {type(found).__name__}."
         )
+    for entry in (entry for trace in found["device_traces"] for entry in trace):
+        wanted = {"action", "addr", "size"} if entry.get("action") in _BLOCKS else {"action"}
+        if lacking := sorted(wanted - entry.keys()):
+            raise UserError(
+                f"Expected a torch memory snapshot at {path}, got one whose trace has an entry "
+                f"without {', '.join(lacking)}."
+            )
     return found
 
 
@@ -53,8 +66,9 @@ def settings_of(snapshot: Mapping[str, Any]) -> Settings:
     """Return the allocator settings that a snapshot tells of, else torch's defaults."""
     told = snapshot.get("allocator_settings", {})
     split = told.get("max_split_size", -1)
+    growing = any(segment.get("is_expandable", False) for segment in snapshot.get("segments", ()))
     return Settings(
-        expandable=bool(told.get("expandable_segments", False)),
+        expandable=bool(told.get("expandable_segments", growing)),
         max_split=split if 0 < split < 1 << 62 else None,
         large_segment=told.get("large_segment_size", 20 * MIB),
     )
@@ -83,25 +97,42 @@ def to_log(snapshot: Mapping[str, Any]) -> Log:
 
 
 @dataclass(frozen=True)
+class End:
+    """What is held when a trace ends; bytes."""
+
+    reserved: int
+    allocated: int
+    """In blocks, rounded."""
+    segments: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A real trace against the allocator model, for one device; bytes."""
 
     device: int
     events: int
-    allocated_peak: int
+    requested_peak: int
     """Live bytes as asked for: the trace's own, the same for both."""
     real_peak: int
     """Most bytes reserved while the trace ran."""
     model_peak: int
-    real_end: int
-    model_end: int
+    real: End
+    model: End
     complete: bool
     """The trace begins with an empty device; if not, what came before is guessed."""
+    streams: int
+    """Of the trace: each has a cache of its own in torch, and the model has one."""
 
     @property
     def error(self) -> float:
         """The model's peak against the real one: 0.01 is a hundredth too much."""
         return self.model_peak / self.real_peak - 1 if self.real_peak else 0.0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all figures are the same to the byte."""
+        return (self.real_peak, self.real) == (self.model_peak, self.model)
 
 
 def compare(snapshot: Mapping[str, Any], settings: Settings | None = None) -> list[Comparison]:
@@ -111,7 +142,8 @@ def compare(snapshot: Mapping[str, Any], settings: Settings | None = None) -> li
     ``settings`` with the ``capacity`` that torch had.
 
     Raises:
-        UserError: the snapshot holds no trace (its history was not recorded).
+        UserError: the snapshot holds no trace (its history was not recorded), or what it asks for
+            does not fit the settings' capacity.
 
     """
     log = to_log(snapshot)
@@ -121,30 +153,52 @@ def compare(snapshot: Mapping[str, Any], settings: Settings | None = None) -> li
             "torch.cuda.memory._record_memory_history() before the step."
         )
     settings = settings or settings_of(snapshot)
-    found = []
-    for device in log.devices():
-        trace = snapshot["device_traces"][device]
-        end = sum(s["total_size"] for s in snapshot["segments"] if s.get("device", 0) == device)
-        steps = [_growth(entry) for entry in trace]
-        level = peak = begin = end - sum(steps)
-        for step in steps:
-            level += step
-            peak = max(peak, level)
-        asked = events(log, device)
-        model = replay(asked, settings)
-        found.append(
-            Comparison(
-                device,
-                len(asked),
-                model.requested_peak,
-                peak,
-                model.reserved_peak,
-                end,
-                _reserved_at_end(log, device, settings),
-                complete=begin == 0,
-            )
-        )
-    return found
+    try:
+        return [_compared(snapshot, log, device, settings) for device in log.devices()]
+    except OutOfMemory as error:
+        raise UserError(
+            f"Expected a capacity that holds the trace, got {settings.capacity} B: {error}. Leave "
+            "it out, or give what torch calls the total capacity."
+        ) from None
+
+
+def _compared(
+    snapshot: Mapping[str, Any], log: Log, device: int, settings: Settings
+) -> Comparison:
+    trace = snapshot["device_traces"][device]
+    real = _end([s for s in snapshot["segments"] if s.get("device", 0) == device])
+    peak, begin = peak_reserved(trace, real.reserved)
+    played, segments = play(log, device, settings)
+    model = _end(segments)
+    return Comparison(
+        device=device,
+        events=int(((log.device == device) & (log.nbytes > 0)).sum()),
+        requested_peak=log.live_peak(device),
+        real_peak=peak,
+        model_peak=peak_reserved(played, model.reserved)[0],
+        real=real,
+        model=model,
+        complete=begin == 0,
+        streams=len({entry.get("stream", 0) for entry in trace if entry["action"] == "alloc"}),
+    )
+
+
+def peak_reserved(trace: Sequence[Mapping[str, Any]], end: int) -> tuple[int, int]:
+    """Return the most bytes reserved while a trace ran, and those at its begin, from its end's."""
+    steps = [_growth(entry) for entry in trace]
+    level = peak = begin = end - sum(steps)
+    for step in steps:
+        level += step
+        peak = max(peak, level)
+    return peak, begin
+
+
+def _end(segments: Sequence[Mapping[str, Any]]) -> End:
+    return End(
+        sum(segment["total_size"] for segment in segments),
+        sum(segment["allocated_size"] for segment in segments),
+        len(segments),
+    )
 
 
 class _PlainData(pickle.Unpickler):
@@ -192,8 +246,3 @@ def _growth(entry: Mapping[str, Any]) -> int:
 
 def _where(frames: list[dict[str, Any]]) -> str:
     return str(frames[0].get("name", "")) if frames else ""
-
-
-def _reserved_at_end(log: Log, device: int, settings: Settings) -> int:
-    trace, _ = play(log, device, settings)
-    return sum(_growth(entry) for entry in trace)

@@ -5,6 +5,9 @@ Model, task, tuning and method are put together and stepped by the code that a l
 its measurements, not to the model's memory. Phases: ``load`` (the model, and the method's first
 state), ``train`` and the engine's inner ones, ``evaluate``.
 
+Over several devices (``Request.parallel``) the model is laid out before anything is seen, and its
+weights count where they stay: nobody loads a model whole that one device does not hold.
+
 What a trace can't be of: ``ft_adamw_8bit``, whose kernels are not torch's; and of the values that
 decide memory, those that no shape tells (how long the text is that a model writes: the longest).
 """
@@ -16,7 +19,7 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from unittest.mock import patch
 
@@ -30,13 +33,15 @@ from bench.built import Built, build
 from bench.objective import Seen, objective, precision
 from bench.predict.emulation import Device, emulated
 from bench.predict.log import Log
+from bench.predict.parallel import Parallel, refuse
+from bench.predict.parallel_laid import Lay, laid_out
 from bench.predict.shapes import Shape
 from bench.predict.tracer import Tracer
 from bench.records import RunSpec, UserError
 from bench.schedule import rate
 from bench.tasks import Task
 from bench.tasks.kit import vocabulary
-from zo_core import derive_seed, methods
+from zo_core import Params, derive_seed, methods
 from zo_core.base import Span
 
 UNTRACEABLE = {"ft_adamw_8bit": "its kernels are those of bitsandbytes, which take real memory"}
@@ -57,6 +62,8 @@ class Request:
         shape: the model in another depth, or with other attention.
         evaluate: whether a run with ``eval_examples`` evaluates before and after training, as it
             would.
+        parallel: the layout over several devices; None: one. Of a pipeline the log has every
+            device, of FSDP the first rank, which holds as much as any.
 
     """
 
@@ -65,6 +72,7 @@ class Request:
     emulate: Device = "cuda"
     shape: Shape = field(default_factory=Shape)
     evaluate: bool = True
+    parallel: Parallel | None = None
 
 
 def trace(request: Request) -> Log:
@@ -78,6 +86,8 @@ def trace(request: Request) -> Log:
 
     """
     spec = _traceable(request.spec)
+    if request.parallel is not None:
+        refuse(spec, request.parallel)
     log = Log(facts=_facts(request))
     begun = time.perf_counter()
     with ExitStack() as stack:
@@ -86,12 +96,13 @@ def trace(request: Request) -> Log:
         stack.enter_context(emulated(request.emulate, tracer))
         stack.enter_context(patch.object(models, "load", _without_weights))
         stack.enter_context(patch.object(bench.built, "_real_ids", _any_ids))
-        stack.enter_context(FakeTensorMode())
+        lay = stack.enter_context(laid_out(spec, request.parallel, tracer))
+        stack.enter_context(FakeTensorMode(allow_fallback_kernels=False))  # no real memory
         stack.enter_context(_values())
         stack.enter_context(_head_in_backward(tracer))
         stack.enter_context(tracer.hooks())
         stack.enter_context(tracer)
-        run(spec, tracer, steps=request.steps, evaluated=request.evaluate)
+        run(spec, tracer, steps=request.steps, evaluated=request.evaluate, lay=lay)
         gc.collect()  # a model with adapters goes in circles: seen while there is a tracer
     log.facts["seconds"] = f"{time.perf_counter() - begun:.2f}"
     return log
@@ -125,10 +136,16 @@ class Phases(Protocol):
         """Say what the blocks of ``tensors`` turned out to be for."""
 
 
-def run(spec: RunSpec, phases: Phases, *, steps: int, evaluated: bool = True) -> None:
+def run(
+    spec: RunSpec, phases: Phases, *, steps: int, evaluated: bool = True, lay: Lay | None = None
+) -> None:
     """Load, evaluate and train: the part of ``bench.worker`` that takes memory."""
     with phases.span("load"):
-        built = build(spec)
+        if lay is None:
+            built = build(spec)
+        else:
+            built = lay(lambda: build(spec))
+            built = replace(built, params=Params.of(built.module))
         phases.relabel([*built.module.parameters(), *built.module.buffers()], "weights")
         state = built.method.init(built.params)
     gc.collect()  # as a memory run does at such a border: wrappers of modules go in circles
@@ -249,6 +266,7 @@ def _facts(request: Request) -> dict[str, str]:
         "emulate": request.emulate,
         "shape": request.shape.told(),
         "steps": str(min(request.steps, request.spec.steps)),
+        "devices": request.parallel.told() if request.parallel else "one",
         "evaluations": "2" if request.spec.steps else "1",
         **versions,
     }

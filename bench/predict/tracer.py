@@ -4,6 +4,9 @@ A block is a storage: views and results in place share one. It is allocated when
 first returns a tensor on it, and freed when its last tensor dies, at the very place where the
 real run would do so, since the same Python and the same autograd engine hold the tensors.
 
+A storage that is resized (so FSDP gives back and takes up gathered weights, unseen where
+operations are dispatched) is freed and allocated anew. Of a sharded tensor its piece here counts.
+
 What this can't see: temporaries inside a kernel. What it corrects: while a dispatch mode is
 active, the autograd engine adds up two gradients into a third tensor; the real engine adds the
 second to the first in place (see ``_Sum``).
@@ -19,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -32,13 +36,32 @@ from bench.predict.log import OUTSIDE_BLOCKS, Log, Work
 
 _IN_BLOCK = re.compile(r"\.\d+\.")
 _SCALAR = torch.ops.aten._local_scalar_dense.default
+_NOTHING = torch.ops.aten._efficientzerotensor.default
+"""The tangent of what has none: zeros without memory, made real where an operation needs them.
+Fake tensors fail on them; here they are always real (a number's tangent is not)."""
 _LOGSUMEXP = torch.ops.aten.logsumexp.default
 _SUMS = {torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList}
 _ADD = torch.ops.aten.add.Tensor
+_ARITHMETIC = {
+    getattr(torch.ops.aten, name + place).Tensor
+    for name in ("add", "sub", "mul", "div")
+    for place in ("", "_")
+}
+_FUSED_SGD = torch.ops.aten._fused_sgd_.default
 _NO_TRAFFIC = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided"}
 
 Component = Callable[[str, str], str]
 """Given phase and module of a new block, what it is for."""
+
+
+@dataclass
+class _Held:
+    """A storage that lives: its block, and a reference that tells its end."""
+
+    block: int
+    ref: weakref.ref[Any]
+    empty: bool = False
+    """Whether it was resized to nothing: the block is freed already."""
 
 
 @dataclass
@@ -74,10 +97,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as torch ha
         self._component = component
         self._on_gpu = on_gpu
         self._modules: list[str] = []
-        self._live: dict[int, tuple[int, weakref.ref[Any]]] = {}
+        self._live: dict[int, _Held] = {}
         self._sum: _Sum | None = None
         self._asked = 0
         self._times = 1.0
+        self._paused = False
+        self._label: str | None = None
 
     @contextmanager
     def span(self, phase: str) -> Iterator[None]:
@@ -99,6 +124,43 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as torch ha
             yield
         finally:
             self._modules.pop()
+
+    @contextmanager
+    def labelled(self, component: str) -> Iterator[None]:
+        """Say what all blocks are for that are allocated meanwhile."""
+        outer, self._label = self._label, component
+        try:
+            yield
+        finally:
+            self._label = outer
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """See nothing of what happens meanwhile."""
+        outer, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = outer
+
+    def adopt(self, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that came to be while nothing was seen, as if they were allocated now."""
+        for tensor in map(_here, tensors):
+            if self._is_new(tensor):
+                self._see(tensor, "adopted", ())
+
+    @contextmanager
+    def resizes(self) -> Iterator[None]:
+        """See storages change their size."""
+        real = torch.UntypedStorage.resize_
+
+        def resize_(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+            real(storage, size)
+            self._resized(storage)
+            return storage
+
+        with patch.object(torch.UntypedStorage, "resize_", resize_):
+            yield
 
     @contextmanager
     def times(self, factor: float) -> Iterator[None]:
@@ -138,14 +200,21 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as torch ha
     def relabel(self, tensors: Iterable[Tensor], component: str) -> None:
         """Say what the blocks of ``tensors`` are for."""
         self._settle()
-        for tensor in tensors:
-            block = self._live.get(tensor.untyped_storage()._cdata)
-            if block is not None:
-                self.log.relabel(block[0], component)
+        for tensor in map(_here, tensors):
+            held = self._live.get(tensor.untyped_storage()._cdata)
+            if held is not None:
+                self.log.relabel(held.block, component)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and see what it returns."""
         kwargs = kwargs or {}
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # a sharded tensor: its pieces come here, one by one
+        if self._paused:
+            return func(*args, **kwargs)
+        if func is _NOTHING and args[0]:
+            with self:
+                return torch.zeros(args[0], dtype=kwargs.get("dtype"), device=kwargs.get("device"))
         if func is _SCALAR:
             return self._scalar(func, args)
         if func is _LOGSUMEXP:
@@ -157,9 +226,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as torch ha
         if key is not None:
             with self:
                 return func._op_dk(key, *args, **kwargs)
-        out = func(*args, **kwargs)
+        held = self._promoted(args) if func in _ARITHMETIC and not self._on_gpu else None
+        # On fake tensors torch would run the real kernel, on real memory of all the weights.
+        out = None if func is _FUSED_SGD else func(*args, **kwargs)
         if self._sum is not None:
             self._settle()
+        del held
         found = [out] if isinstance(out, Tensor) else tree_leaves(out)
         new = [t for t in found if isinstance(t, Tensor) and self._is_new(t)]
         for tensor in new:
@@ -181,6 +253,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as torch ha
             return args
         with self:
             return (given.to(wanted), *args[1:])
+
+    def _promoted(self, args: Any) -> list[Tensor]:
+        """Copy what has another dtype than the result of arithmetic, as the CPU does before it."""
+        given = [arg for arg in args[:2] if isinstance(arg, Tensor)]
+        if len(given) < 2 or given[0].dtype == given[1].dtype:
+            return []
+        wanted = torch.result_type(*given)
+        with self:
+            return [t.to(wanted) for t in given if t.dim() and t.dtype != wanted]
 
     def _scalar(self, func: Any, args: Any) -> Any:
         """Return a number of a tensor: the real one of a small constant, else one that is finite.
@@ -210,7 +291,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as torch ha
             return
         module = self._modules[-1] if self._modules else ""
         device, phase, op = tensor.device.index or 0, self.phase, str(func)
-        component = self._component(phase, module)
+        component = self._label or self._component(phase, module)
 
         def record() -> int:
             return self.log.alloc(nbytes, device, phase, op, module, component)
@@ -218,9 +299,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as torch ha
         ref = weakref.ref(storage, lambda _: self._gone(key))
         into = self._accumulates_into(func, args, nbytes)
         if into is None:
-            self._live[key] = (record(), ref)
+            self._live[key] = _Held(record(), ref)
         else:
-            self._live[key] = (-1, ref)
+            self._live[key] = _Held(-1, ref)
             self._sum = _Sum(key, into, record)
 
     def _accumulates_into(self, func: Any, args: Any, nbytes: int) -> int | None:
@@ -238,21 +319,36 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as torch ha
             if key == self._sum.into or key == self._sum.key:
                 self._settle()
             return
-        block, _ = self._live.pop(key)
-        self.log.free(block, self.phase)
+        held = self._live.pop(key)
+        if not held.empty:
+            self.log.free(held.block, self.phase)
+
+    def _resized(self, storage: torch.UntypedStorage) -> None:
+        key, nbytes = storage._cdata, storage.nbytes()
+        self._settle()
+        if self._paused or key not in self._live:
+            return
+        held = self._live[key]
+        if not held.empty:
+            self.log.free(held.block, self.phase)
+        held.empty = not nbytes
+        if nbytes:
+            module = self._modules[-1] if self._modules else ""
+            device = self.log.device_of(held.block)
+            component = self._label or self._component(self.phase, module)
+            held.block = self.log.alloc(nbytes, device, self.phase, "resize_", module, component)
 
     def _settle(self) -> None:
         """Decide about a sum that is waiting."""
         waiting, self._sum = self._sum, None
         if waiting is None:
             return
-        _, ref = self._live[waiting.key]
         if waiting.into in waiting.dead:
-            block, _ = self._live.pop(waiting.into)
+            block = self._live.pop(waiting.into).block
             waiting.dead.remove(waiting.into)
         else:
             block = waiting.record()
-        self._live[waiting.key] = (block, ref)
+        self._live[waiting.key].block = block
         for key in waiting.dead:
             self._gone(key)
 
@@ -275,6 +371,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as torch ha
         dtype = str((tensors or read)[0].dtype).removeprefix("torch.") if tensors or read else ""
         nbytes = sum(t.numel() * t.element_size() for t in (*read, *tensors))
         self.worked(dtype, flops, nbytes)
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """Return what of a tensor is on this device: of a sharded one (a DTensor), its piece."""
+    return getattr(tensor, "_local_tensor", tensor)
 
 
 def _logsumexp(x: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:

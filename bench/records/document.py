@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from bench.records import monitor_cost, record, step_speed
+from bench.records import monitor_cost, prediction_check, record, step_speed
 from bench.records.metrics import METRICS
 from bench.records.spec import RunSpec
 
@@ -35,7 +35,8 @@ missing is absent or null, never 0. A reader refuses a schema version above its 
 
 `zometer bench step` leaves `<out>/<key>/{step_speed.STEP_SPEED}` instead, a StepSpeed: see
 docs/speed.md. `zometer bench monitor` leaves `<out>/<key>/{monitor_cost.MONITOR_COST}`, a
-MonitorCost: see docs/measuring.md.
+MonitorCost: see docs/measuring.md. `zometer bench prediction` leaves
+`<out>/<key>/{prediction_check.PREDICTION_CHECK}`, a PredictionCheck: see docs/predicting.md.
 """
 
 _MODELS: tuple[type[BaseModel], ...] = (

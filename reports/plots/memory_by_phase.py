@@ -18,12 +18,14 @@ CAPTION = (
     "Each bar is the largest memory while that phase ran; peaks of phases do not add up, and "
     "train holds the phases below it. Filled: measured; hollow: predicted. No bar: the method "
     "has no such phase, or its run did not complete. Dotted: the weights alone. Whiskers: "
-    "standard deviation over seeds."
+    "standard deviation over seeds. Of many models the largest are shown."
 )
 ORDER = 20
 NEEDS = {"measurements.phase": 2}
 
 _PHASES = ("load", "train", "perturb", "forward", "backward", "update", "evaluate")
+_MOST = 24
+"""Panels; with a panel a phase, a model takes as many as it has phases."""
 _DEVICE, _HOST = "device_allocated_peak_bytes", "host_peak_bytes"
 _LABELS = {
     _DEVICE: "Allocated device memory",
@@ -50,7 +52,7 @@ def data(tables: Tables) -> pd.DataFrame:
     keys = ["facet", "method", "series", "phase", "metric", "quality"]
     grouped = numbers.groupby(keys, sort=False)["bytes"].agg(["mean", "std", "count"])
     columns = {"mean": "bytes", "std": "sd_bytes", "count": "runs"}
-    frame = _preferred(grouped.reset_index().rename(columns=columns))
+    frame = _largest(_preferred(grouped.reset_index().rename(columns=columns)))
     weights = tables.runs.groupby("facet")["parameter_bytes"].max()
     return frame.assign(weights_bytes=frame["facet"].map(weights).astype(float))
 
@@ -60,6 +62,13 @@ def _preferred(frame: pd.DataFrame) -> pd.DataFrame:
     order = frame.assign(guess=frame["quality"] == "predicted").sort_values("guess", kind="stable")
     kept = order.drop_duplicates(["facet", "series", "phase"]).drop(columns="guess")
     return kept.sort_index()
+
+
+def _largest(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of as many models as there is room for, the last ones: models grow."""
+    facets = list(dict.fromkeys(frame["facet"]))
+    room = _MOST // frame["phase"].nunique() if is_many(frame) else _MOST
+    return frame[frame["facet"].isin(facets[-max(room, 1) :])]
 
 
 def draw(data: pd.DataFrame, theme: Theme) -> Figure:

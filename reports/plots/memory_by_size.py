@@ -12,6 +12,7 @@ from reports import units
 from reports.canvas import Dash, dashes, facets, legend, powers_of_two, shorten
 from reports.headline import BASES
 from reports.load import Tables
+from reports.marks import gravest
 from reports.memory import peaks
 from reports.multiples import ACROSS, MANY, REFERENCE, key
 from reports.theme import Theme, by_method, rank, title_of
@@ -50,7 +51,12 @@ def draw(data: pd.DataFrame, theme: Theme) -> Figure:
 def _small(data: pd.DataFrame, bases: list[str], theme: Theme) -> Figure:
     pairs = {(b, m) for b, m in zip(data["basis"], data["method"], strict=True) if m}
     places = sorted(pairs, key=lambda pair: (bases.index(pair[0]), rank(pair[1])))
-    heads = [title_of(m) + (f", {BASES[b]}" if bases[1:] else "") for b, m in places]
+    heads = [
+        gravest(data.loc[(data["basis"] == b) & (data["method"] == m), "series"])
+        + title_of(m)
+        + (f", {BASES[b]}" if bases[1:] else "")
+        for b, m in places
+    ]
     figure, panels = facets(heads, theme, height=2.9, across=ACROSS)
     for (basis, method), panel in zip(places, panels, strict=True):
         here = data[data["basis"] == basis]
@@ -76,11 +82,13 @@ def _panel(panel: Axes, frame: pd.DataFrame, theme: Theme, named: bool = True) -
     panel.set_yscale("log", base=2)
     _reference(panel, frame, theme)
     lines = dashes(by_method(zip(frame["method"], frame["series"], strict=True)))
+    measured = set(frame.loc[frame["kind"] == "measured", "series"])
     for (series, kind), rows in frame.groupby(["series", "kind"], sort=False):
         if kind in ("measured", "predicted"):
             hollow = kind == "predicted"
             dash = "--" if hollow else lines[str(series)]
-            _line(panel, rows, dash, theme, shorten(str(series)) if named else "")
+            first = not (hollow and series in measured)  # a series is named once
+            _line(panel, rows, dash, theme, shorten(str(series)) if named and first else "")
     _crosses(panel, frame[frame["kind"] == "out of memory"], theme)
     _key(panel, set(frame["kind"]), theme)
     _axes(panel, frame, theme)
@@ -104,7 +112,7 @@ def _line(panel: Axes, rows: pd.DataFrame, dash: Dash, theme: Theme, label: str)
         linewidth=5 if under else 1.1 if hollow else 1.8,
         capsize=3,
         zorder=3 if hollow or under else 4,
-        label="" if hollow else label,
+        label=label,
     )
 
 

@@ -17,7 +17,9 @@ def rows(tables: Tables) -> Table:
     """Return one row per property; a run that died too early to say is counted in the note."""
     counted: dict[str, tuple[Environment, int]] = {}
     found = [run.record.environment for run in tables.entries]
-    for environment in (*found, *(speed.environment for speed in tables.speeds)):
+    others = [one.environment for one in tables.speeds]
+    others += [one.environment for one in tables.checks]
+    for environment in (*found, *others):
         if environment:
             text = environment.model_dump_json()
             counted[text] = (environment, counted.get(text, (environment, 0))[1] + 1)

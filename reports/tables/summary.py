@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.records import Evaluation
-from reports import stats, units
+from reports import headline, stats, units
 from reports.configurations import Configuration, Spread, configurations
 from reports.headline import BASES
 from reports.load import Tables
@@ -15,7 +15,7 @@ from reports.theme import title_of
 TITLE = "Summary"
 ORDER = 0
 SCOPE = "section"
-FOLD_ABOVE = None
+FOLD_ABOVE = 100
 
 _UNFINISHED = "The run did not complete."
 _NO_TIMES = "A memory run: it is disturbed at every phase, so its times mean nothing."
@@ -83,7 +83,7 @@ def _over_weights(c: Configuration) -> Cell:
 
 def _predicted(c: Configuration) -> Cell:
     if c.predicted_peak is None:
-        return missing("Not predicted.")
+        return _live(c)
     one = next(run.predicted for run in c.runs if run.predicted.bytes is not None)
     tip = f"{BASES[one.basis]} ({one.source})"
     sub = ""
@@ -91,6 +91,21 @@ def _predicted(c: Configuration) -> Cell:
         sub = f"{units.signed(100 * (c.predicted_peak.mean / c.peak.mean - 1))} %"
         tip += "; below it, how far from the measured one"
     return number(_sizes(c.predicted_peak), c.predicted_peak.mean, "predicted", tip, sub)
+
+
+def _live(c: Configuration) -> Cell:
+    """Return the cell of a run on the CPU: live tensors, beside those that were measured."""
+    if c.predicted_live is None:
+        return missing("Not predicted.")
+    found = (headline.live(run.record.predicted) for run in c.runs)
+    source = next(m.source for m in found if m)
+    tip, sub = f"live tensors on the host, without what is cached or freed ({source})", "tensors"
+    if c.live:
+        error = units.signed(100 * (c.predicted_live.mean / c.live.mean - 1))
+        sub = f"tensors, {error} %"
+        tip += f"; beside it, how far from the {units.size(c.live.mean)} that were measured"
+    value = c.predicted_live
+    return number(_sizes(value), value.mean, "predicted", tip, sub)
 
 
 def _step(c: Configuration) -> Cell:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from bench import suite
 from bench.cli import app
-from bench.cli.fit import options_of, spec_of
+from bench.cli.asked import options_of, spec_of
 from bench.predict import cache, measured
 from bench.predict.predict import Job, _outcome, essence, predict, predict_all, request_of
 from bench.predict.prediction import Prediction

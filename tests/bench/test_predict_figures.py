@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,8 +75,10 @@ def test_the_named_component_is_the_largest_that_comes_and_goes():
 
 def test_the_workspace_is_counted_once_a_thread_and_depends_on_the_gpu():
     forward, trained = step(backward=False), step()
-    assert figures(forward, architecture="hopper").workspace == HOPPER
-    assert figures(forward, architecture="ampere").workspace == DEFAULT
+    spaces = calibration.read()
+    hopper = replace(spaces, workspace={"default": spaces.workspace_of("hopper")})
+    assert figures(forward, calibration=hopper).workspace == HOPPER
+    assert figures(forward).workspace == DEFAULT
     assert figures(trained).workspace == 2 * DEFAULT  # the backward thread has its own handle
     assert [extra.row for extra in workspaces(trained, 0, 5)] == [1, 4]
     nothing = Log()

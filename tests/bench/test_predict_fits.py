@@ -10,7 +10,7 @@ import pytest
 from bench.predict import fits
 from bench.predict.calibration import Band
 from bench.predict.figures import Figures
-from bench.predict.gpus import GIB, catalogue, find
+from bench.predict.gpus import GIB, find
 
 H100 = find("h100-80gb")
 OUTSIDE = Band(GIB // 4, GIB * 3 // 5, GIB)
@@ -107,15 +107,6 @@ def test_of_several_devices_the_fullest_decides():
     assert fits.fit([needs(90.0, least=78.0), needs(40.0, device=1)], H100).answer == "tight"
 
 
-def test_the_smallest_card_that_holds_it_comes_first_and_tight_ones_last():
-    answers = fits.smallest([needs(23.5, least=22.0)], catalogue().values())
-    yes = [a.gpu for a in answers if a.answer == "yes"]
-    assert yes[:2] == ["rtx-5090", "v100-32gb"]
-    assert [a.answer for a in answers] == sorted((a.answer for a in answers), reverse=True)
-    assert {a.gpu for a in answers if a.answer == "tight"} == {"rtx-4090", "rtx-3090"}
-    assert fits.smallest([needs(500.0)], catalogue().values()) == ()
-
-
 def test_the_fewest_cards_are_those_on_which_it_fits():
     def spread(count):
         if count == 2:
@@ -127,6 +118,12 @@ def test_the_fewest_cards_are_those_on_which_it_fits():
     assert fits.smallest_count(spread, H100, counts=(1, 2)) is None
     tight = fits.smallest_count(lambda n: [needs(90.0, least=78.0)] * n, H100, counts=(1, 2))
     assert tight is not None and (tight.count, tight.answer) == (1, "tight")
+
+    def sooner(count):
+        return [needs(90.0, least=78.0) if count == 1 else needs(60.0, device=d) for d in [0]]
+
+    counts = [fits.smallest_count(sooner, H100, tight=held) for held in (False, True)]
+    assert [found.answer for found in counts if found] == ["yes", "tight"]
 
 
 def test_a_lower_bound_on_cards_counts_the_least_bytes():

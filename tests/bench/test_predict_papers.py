@@ -17,8 +17,10 @@ from bench.predict import against_papers
 from bench.predict.against_papers import Row, compared, write
 from bench.predict.calibration import Band
 from bench.predict.figures import Figures, PhaseFigures
-from bench.predict.gpus import GIB
+from bench.predict.gpus import GIB, find
 from bench.predict.log import Work
+from bench.predict.parallel import Parallel
+from bench.predict.parallel_rules import spread
 from bench.predict.prediction import Prediction
 from bench.predict.reference import run_of
 from bench.records import ModelFacts, RunSpec
@@ -53,6 +55,15 @@ def traced(spec: RunSpec, kind: str) -> Prediction:
     )  # fmt: skip
 
 
+def spread_over(one: Prediction, layout: Parallel | None) -> Prediction:
+    """Return what a trace over several GPUs would be about."""
+    if layout is None:
+        return one
+    needs = spread(one, find("a100-80gb"), layout.count)
+    assert needs is not None
+    return replace(one, figures={"default": needs}, parallel=layout)
+
+
 @pytest.fixture
 def asked() -> list[tuple[RunSpec, str]]:
     """What was to be traced."""
@@ -60,10 +71,24 @@ def asked() -> list[tuple[RunSpec, str]]:
 
 
 @pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch, asked: list[tuple[RunSpec, str]]) -> list[Row]:
-    def predicted(specs: Sequence[RunSpec], reference: Sequence[str]) -> Iterator[Prediction]:
-        asked.extend(zip(specs, reference, strict=True))
-        return map(traced, specs, reference)
+def over() -> list[tuple[str, str, Parallel]]:
+    """What was to be traced over several GPUs."""
+    return []
+
+
+@pytest.fixture
+def rows(
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[tuple[RunSpec, str]],
+    over: list[tuple[str, str, Parallel]],
+) -> list[Row]:
+    def predicted(
+        specs: Sequence[RunSpec], reference: Sequence[str], parallel: Sequence[Parallel | None]
+    ) -> Iterator[Prediction]:
+        each = list(zip(specs, reference, parallel, strict=True))
+        asked.extend((spec, kind) for spec, kind, layout in each if layout is None)
+        over.extend((spec.model, kind, layout) for spec, kind, layout in each if layout)
+        return (spread_over(traced(spec, kind), layout) for spec, kind, layout in each)
 
     monkeypatch.setattr(against_papers, "predict_all", predicted)
     return compared()
@@ -95,6 +120,21 @@ def test_what_two_cards_held_is_compared_with_what_two_cards_would(rows: list[Ro
     assert row.count == 2 and row.compared is not None
     both = 2 * 65.7e9 + 2 * GIB + GIB  # the activations and half a GiB of context on each
     assert row.compared.predicted > both
+
+
+def test_every_plan_that_is_judged_is_traced_once(
+    rows: list[Row], over: list[tuple[str, str, Parallel]]
+) -> None:
+    assert ("opt-66b", "mezo", Parallel("pipeline", 2)) in over
+    assert ("opt-13b", "ft_adam", Parallel("fsdp", 4)) in over
+    assert len(set(over)) == len(over)
+    done = {(model, kind, layout.count) for model, kind, layout in over}
+    judged = {
+        (r.cell.model.lower(), against_papers._KINDS[r.cell.method], r.count)
+        for r in rows
+        if r.count is not None and r.count > 1
+    }
+    assert judged and judged <= done
 
 
 def test_a_saturated_cell_judges_the_count_alone(rows: list[Row]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from bench.predict.calibration import Band
 from bench.predict.figures import Figures
-from bench.predict.published import GIB, cells, compare, counts, largest, peaks
+from bench.predict.published import GIB, Cell, cells, compare
 
 
 def needs(process: float, *, reserved: float = 1.0, least: float | None = None) -> Figures:
@@ -33,6 +33,12 @@ def needs(process: float, *, reserved: float = 1.0, least: float | None = None) 
     )
 
 
+def peaks(**fields: str) -> list[Cell]:
+    """Return the peak-memory cells whose fields are as given."""
+    found = [c for c in cells() if c.metric == "peak_memory_gib"]
+    return [c for c in found if all(getattr(c, k) == v for k, v in fields.items())]
+
+
 def test_the_tables_of_the_issue_are_all_there():
     table = peaks(table="Table 22", task="MultiRC")
     assert len(table) == 28 and {c.method for c in table} == {
@@ -47,7 +53,7 @@ def test_the_tables_of_the_issue_are_all_there():
     assert [(c.value, c.gpus) for c in full] == [(27, 1), (55, 1), (156, 2), (316, 4), (633, 8)]
     assert [c.value for c in peaks(method="mezo_svrg")] == [18, 31, 74]
     assert [c.value for c in peaks(model="LLaMA-7b", method="sparse_mezo")] == [28.3]
-    assert len(largest()) == 12
+    assert sum(c.metric == "largest_model" for c in cells()) == 12
 
 
 def test_no_recalled_cell_is_a_target():
@@ -105,16 +111,6 @@ def test_a_saturated_cell_is_a_bound_on_what_is_needed():
     assert compare(cell, [needs(66.0)] * 8).verdict == "saturated"
     assert compare(cell, [needs(85.0, least=70.0)] * 8).verdict == "saturated"
     assert compare(cell, [needs(85.0)] * 8).verdict == "high"
-
-
-def test_gpu_counts_are_told_apart_one_by_one():
-    table = peaks(table="Table 22", method="mezo")
-    found = counts(table, lambda cell: 1 if cell.model != "OPT-2.7B" else None)
-    assert [(cell.model, count, same) for cell, count, same in found if not same] == [
-        ("OPT-2.7B", None, False),
-        ("OPT-66B", 1, False),
-    ]
-    assert counts(peaks(method="mezo_svrg"), lambda cell: 1) == []  # no number is stated
 
 
 def test_a_comparison_is_plain_data_with_the_cell_s_own():

@@ -8,7 +8,15 @@ import pytest
 
 from bench.predict.gpus import find
 from bench.predict.log import Log, Work
-from bench.predict.roofline import LAUNCH_SECONDS, Efficiency, calibrated, cost, seconds, step
+from bench.predict.roofline import (
+    LAUNCH_SECONDS,
+    Efficiency,
+    Timed,
+    calibrated,
+    cost,
+    seconds,
+    step,
+)
 from bench.records import UserError
 
 A100 = find("a100-80gb")
@@ -105,30 +113,63 @@ def test_a_dtype_that_the_card_has_no_units_for_is_remarked_on():
     assert cost(log, A100, steps=1).notes == ()
 
 
+def timed(work: dict[str, Work], real: Efficiency, times: float = 1.0) -> Timed:
+    """Return a run whose phases took what they take at ``real``, or ``times`` as long."""
+    return Timed(work, {n: times * seconds(w, A100, real).expected for n, w in work.items()})
+
+
 def test_two_measured_phases_tell_both_efficiencies():
     work = {"forward": Work(product().flops, sweep(0.1).bytes, 1), "update": sweep()}
     real = Efficiency((0.4, 0.4, 0.4), (0.7, 0.7, 0.7))
-    measured = {name: seconds(each, A100, real).expected for name, each in work.items()}
-    found = calibrated(work, A100, measured)
+    found = calibrated([timed(work, real)], A100)
     assert (found.mfu[1], found.mbu[1]) == pytest.approx((0.4, 0.7))
-    assert "forward, update" in found.source
-    assert step(work, A100, found).expected == pytest.approx(sum(measured.values()))
+    assert (found.mfu[0], found.mfu[2]) == pytest.approx((0.4 / 0.85, 0.4 / 1.15))
+    assert found.source == "1 timed run on NVIDIA A100 80GB"
+    took = sum(timed(work, real).seconds.values())
+    assert step(work, A100, found).expected == pytest.approx(took)
+
+
+def test_runs_count_alike_however_long_they_are_and_widen_the_band():
+    work = {"forward": Work(product().flops, sweep(0.1).bytes, 1), "update": sweep()}
+    real = Efficiency((0.4, 0.4, 0.4), (0.6, 0.6, 0.6))
+    long = {n: Work({d: 50 * f for d, f in w.flops.items()}, 50 * w.bytes, 1)
+            for n, w in work.items()}  # fmt: skip
+    runs = [timed(work, real, 0.75), timed(long, real, 1.25)]
+    found = calibrated(runs, A100)
+    assert found.source.startswith("2 timed runs")
+    for run in runs:
+        took, told = sum(run.seconds.values()), step(run.work, A100, found)
+        assert told.low <= took <= told.high * 1.000001
+    # Between the two: had the longer run counted by its seconds, it alone would.
+    assert 0.4 / 1.25 * 1.05 < found.mfu[1] < 0.4 / 0.75 / 1.05
 
 
 def test_one_measured_phase_scales_both_and_none_is_above_the_peak():
     work = {"forward": Work(product().flops, sweep(0.1).bytes, 1)}
     for times in (0.8, 1.0, 1.7):
         took = seconds(work["forward"], A100).expected * times
-        found = calibrated(work, A100, {"forward": took})
+        found = calibrated([Timed(work, {"forward": took})], A100)
         assert seconds(work["forward"], A100, found).expected == pytest.approx(took)
         assert found.mfu[0] > found.mfu[1] > found.mfu[2]
-    impossible = calibrated(work, A100, {"forward": 1e-6})
+    impossible = calibrated([Timed(work, {"forward": 1e-4})], A100)
     assert max(impossible.mfu + impossible.mbu) <= 1.0
+    assert impossible.mfu[0] >= impossible.mfu[1] >= impossible.mfu[2] > 0
+
+
+def test_a_phase_that_launches_kernels_tells_nothing_of_their_speed():
+    real = Efficiency((0.4, 0.4, 0.4), (0.7, 0.7, 0.7))
+    work = {"forward": Work(product().flops, sweep(0.1).bytes, 1), "update": sweep()}
+    slow = {**work, "perturb": Work({}, 1000, 10_000)}
+    took = {**timed(work, real).seconds, "perturb": 10_000 * LAUNCH_SECONDS * 1.5}
+    found = calibrated([Timed(slow, took)], A100)
+    assert (found.mfu[1], found.mbu[1]) == pytest.approx((0.4, 0.7))
+    with pytest.raises(UserError, match="too short beside the launching of their kernels"):
+        calibrated([Timed({"perturb": slow["perturb"]}, {"perturb": took["perturb"]})], A100)
 
 
 def test_a_measurement_of_something_else_is_an_error_in_one_line():
-    with pytest.raises(UserError, match=r"^Expected measured seconds .*forward.* got backward"):
-        calibrated({"forward": product()}, A100, {"backward": 1.0})
+    with pytest.raises(UserError, match=r"^Expected measured seconds .* got backward, too short"):
+        calibrated([Timed({"forward": product()}, {"backward": 1.0})], A100)
 
 
 def test_mezo_at_batch_1_spends_its_step_on_noise_and_weights_as_in_the_facts():

@@ -102,3 +102,18 @@ def test_numbers_asked_of_fake_tensors_are_finite_and_differ():
     allocated(work)
     assert len(set(seen[:3])) == 3
     assert seen[3:] == [False, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kept"),
+    [("SGD", {}, 0), ("SGD", {"momentum": 0.9}, 1), ("AdamW", {}, 2), ("Adam", {}, 2)],
+)
+def test_a_fused_optimiser_steps_without_real_memory(name, options, kept):
+    log, size = Log(), 4 * 1000 * 1000
+    with FakeTensorMode(allow_fallback_kernels=False), Tracer(log, lambda phase, module: "other"):
+        weight = torch.nn.Parameter(torch.empty(1000, 1000))
+        weight.grad = torch.empty(1000, 1000)
+        optimiser = getattr(torch.optim, name)([weight], lr=0.1, fused=True, **options)
+        optimiser.step()
+        assert log.live_peak() // size == 2 + kept
+        assert log.work["run"].ops > 0

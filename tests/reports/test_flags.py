@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from bench.records import Flag
 from reports import export
 from reports.comparisons import compare
+from reports.figures import Drawn, draw_all
 from reports.findings import findings
 from reports.load import Tables, load
 from reports.main import build
@@ -19,6 +21,7 @@ from reports.table import Table
 from reports.tables import comparisons, discover, flags, methods, summary
 
 GIB = 2**30
+LOSSES = [1 - i / 20 for i in range(10)]
 INVALID = Flag(name="other_process", severity="invalid", text="pid 4242 & <b>1.2 GiB</b>")
 SUSPECT = Flag(name="host_busy", severity="suspect", text="hot for 3.2 s")
 REMARK = Flag(name="accounting_off", severity="info", text="off")
@@ -32,8 +35,9 @@ def records(make_record: Any, kit: Any) -> list[Any]:
         numbers = [*kit.host(place * GIB), kit.number("estimate_drift_rms", "update", 1e-6),
                    kit.number("cpu_hours_reserved", "run", 0.5),
                    kit.number("phase_self_seconds", "train", 3.0)]  # fmt: skip
-        steps = {"losses": [1.0] * 10, "seconds": [float(place)] * 10, "queries": [2] * 10}
-        marks = [kit.evaluation(0, 100, draw=1), kit.evaluation(10, 190 - 30 * place, draw=1)]
+        steps = {"losses": LOSSES, "seconds": [float(place)] * 10, "queries": [2] * 10}
+        marks = [kit.evaluation(0, 100, draw=1),
+                 kit.evaluation(10, 190 - 30 * place, passes=20, draw=1)]  # fmt: skip
         given = dict(measurements=numbers, steps=steps, evaluations=marks, flags=list(flags))
         return make_record(method, **{**given, **changes})
 
@@ -225,3 +229,45 @@ def test_one_invalid_seed_of_three_leaves_the_claim_to_the_two_others(
 def test_methods_and_precision_name_the_flags_by_severity(tables: Tables) -> None:
     (mezo,) = [row for row in methods.rows(tables).rows if row[0].value == "mezo"]
     assert "⊘ other_process; ⚑ accounting_off" in mezo[1].sub
+
+
+def series_of(drawn: Drawn) -> set[str]:
+    frame = pd.read_csv(io.StringIO(drawn.csv))
+    return set(frame["series"].dropna()) if "series" in frame else set()
+
+
+def test_every_figure_of_runs_marks_their_series_and_says_what_the_mark_means(
+    tables: Tables,
+) -> None:
+    told = {}
+    for drawn in draw_all(tables, "main"):
+        name = drawn.name.removeprefix("main--")
+        told[name] = series_of(drawn) - {"weights alone"}
+        assert told[name] <= {"⊘ MeZO", "⚠ FT-SGD", "FT-AdamW", "⊘ zo_late"}, name
+        assert {"⊘ MeZO", "⚠ FT-SGD", "FT-AdamW"} <= told[name], name
+        for words in ("⊘ invalid: must not be used", "⚠ suspect: look again"):
+            assert words in drawn.svg, name
+        assert "⚑" not in drawn.svg, name
+    assert set(told) >= {"memory_by_method", "step_time", "loss", "accuracy_by_forward_passes"}
+
+
+def test_figures_of_sound_runs_say_nothing_of_marks(make_record: Any, kit: Any) -> None:
+    steps = {"losses": LOSSES, "seconds": [1.0] * 10, "queries": [2] * 10}
+    several = [make_record(method, steps=steps, measurements=kit.host(GIB), flags=[REMARK])
+               for method in ("mezo", "ft_sgd")]  # fmt: skip
+    made = list(draw_all(load(several), "main"))
+    assert made and not any("look again" in d.svg or "must not" in d.svg for d in made)
+    assert {"MeZO", "FT-SGD"} <= set().union(*map(series_of, made))
+
+
+def test_of_several_flags_and_settings_the_gravest_marks_a_panel(make_record: Any) -> None:
+    steps = {"losses": LOSSES, "seconds": [1.0] * 10, "queries": [2] * 10}
+    several = [make_record(f"zo_{n}", steps=steps) for n in range(9)]
+    several += [make_record("mezo", steps=steps, spec={"lr": lr}, flags=flags)
+                for lr, flags in ((1e-5, [SUSPECT]), (1e-6, [INVALID]), (1e-7, []))]  # fmt: skip
+    (loss,) = [d for d in draw_all(load(several), "main") if d.name == "main--loss"]
+    assert "⊘ MeZO" in loss.svg  # the panel's title
+    assert {"⚠ MeZO (lr 1e-05)", "⊘ MeZO (lr 1e-06)", "MeZO (lr 1e-07)"} <= series_of(loss)
+    for words in ("⚠ lr 1e-05", "⊘ lr 1e-06", "lr 1e-07"):
+        assert words in loss.svg
+    assert "⚠ zo_1" not in loss.svg
