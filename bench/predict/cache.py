@@ -16,13 +16,13 @@ from bench.builtin import suites_folder
 from bench.environment import code, version
 from bench.models import catalogue
 from bench.models.resolve import resolve
-from bench.predict.prediction import Prediction, of_dict
+from bench.predict.prediction import EQUAL_LENGTHS, Prediction, of_dict
 from bench.predict.trace import Request
 from bench.records import UserError, write_atomically
 
 _DATA = ("calibration.toml", "kernels.toml")
 """Files of constants that figures are made with, beside the code."""
-_MADE_UP = ("random_tokens", "marker")
+_MADE_UP = (*EQUAL_LENGTHS, "marker")
 """Tasks that read no data."""
 _OF_A_MODEL = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",

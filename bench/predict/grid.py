@@ -41,7 +41,6 @@ LEFT_OUT = {
     "roberta where an answer is written": "a masked model writes none",
     "checkpointing of zeroth-order methods": "they have no backward pass to save memory in",
     "autocast beside 16-bit weights": "it is for float32 weights",
-    "padded minibatches": "text is of different lengths, which no shape tells",
 }
 """What the grid does not have, and why."""
 

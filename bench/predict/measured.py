@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import trackers
+from bench.predict.prediction import EQUAL_LENGTHS
 from bench.predict.roofline import OUTSIDE_STEPS
 from bench.records import (
     Measurement,
@@ -140,7 +141,7 @@ def joined(folder: Path, record: RunRecord) -> RunRecord:
 
 def is_real_text(spec: RunSpec) -> bool:
     """Whether minibatches differ in length, so that the longest may not be among those traced."""
-    return spec.task != "random_tokens"
+    return spec.task not in EQUAL_LENGTHS
 
 
 def of_real_text(spec: RunSpec) -> str:

@@ -11,6 +11,7 @@ weights, so it needs the memory of the imported libraries and of one log.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ from unittest.mock import patch
 
 from bench.predict import pool
 from bench.predict.parallel import Parallel, refuse
-from bench.predict.prediction import Prediction
+from bench.predict.prediction import EQUAL_LENGTHS, Prediction
 from bench.records import ModelFacts, RunSpec, UserError
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def essence(spec: RunSpec) -> RunSpec:
     So that a memory run and a time run, seeds and learning rates are traced once.
     """
     changes: dict[str, object] = dict.fromkeys(_WITHOUT_WEIGHT)
-    if spec.task == "random_tokens":
+    if spec.task in EQUAL_LENGTHS:
         changes["seed"] = None
     kept = spec.model_dump(exclude=set(changes))
     if spec.steps:
@@ -200,7 +201,7 @@ def emulated_for(spec: RunSpec) -> Device:
 
 
 def _made(jobs: Sequence[Job], workers: int) -> Iterator[Prediction | UserError]:
-    how = pool.How(_outcome, begin, lost)
+    how = pool.How(_outcome, begin, lost, _spoils)
     return pool.results(how, jobs, workers=workers, seconds=SECONDS)
 
 
@@ -221,13 +222,21 @@ def lost(job: Job, why: pool.Why) -> Prediction | UserError:
     )
 
 
+def _spoils(found: Prediction | UserError) -> bool:
+    """Whether a trace was left in the middle, with functions of torch half replaced."""
+    return isinstance(found, UserError)
+
+
 def _outcome(job: Job) -> Prediction | UserError:
     """Trace one run; in a process of its own, where no mistake may end those of the others."""
+    gc.freeze()  # libraries: looking through them at each border takes longer than all the rest
     try:
         found = _predicted(job)
         return replace(found, facts={**found.facts, PEAK: str(_peak_bytes())})
     except Exception as error:  # why: what fake tensors can't do fails in many ways
         return error_of(job.request.spec, error)
+    finally:
+        gc.unfreeze()
 
 
 def _peak_bytes() -> int:

@@ -17,6 +17,8 @@ from bench.records import ModelFacts, RunSpec, UserError
 
 ARCHITECTURES = ("default", "hopper", "blackwell")
 """What cuBLAS's workspace tells apart, and so what figures are made for."""
+EQUAL_LENGTHS = ("random_tokens", "random_answers")
+"""Tasks without data, all of whose minibatches are alike."""
 
 
 @dataclass(frozen=True)
