@@ -162,7 +162,9 @@ def in_place(net, point, along=GAUSSIAN) -> float:
 
 
 @pytest.mark.parametrize("perturber", [InForward(), Batched()], ids=repr)
-def test_modules_run_with_the_perturbed_weights(perturber, net):
+@pytest.mark.parametrize("together", [0, 1 << 24])
+def test_modules_run_with_the_perturbed_weights(perturber, together, net, monkeypatch):
+    monkeypatch.setattr(elsewhere, "_TOGETHER", together)
     points = (TERMS, *both_sides(1, 0.3))
     wanted = [in_place(net, point) for point in points]
     if perturber == Batched():
@@ -411,7 +413,10 @@ def test_opposite_points_share_one_draw(points, passes, drawn):
         lambda: module(x).square().mean(),
         tiled=lambda n: module(x.repeat(n, 1)).square().view(n, -1).mean(1),
     )
+    held = Batched().cost(params, points).scratch_bytes
     seen = Batched().losses(params, closure, Look(GAUSSIAN, points))
+    modules = 5 if len(points) == 2 and passes == 1 else 1  # made at once
+    assert held < (modules * 2 + 1) * 300 * 301 * 4 + noise.piece_bytes(params, 1)
     assert drawn[0] == passes * params.elements
     assert Batched().cost(params, points).noise_passes == passes
     assert seen == pytest.approx(InForward().losses(params, closure, Look(GAUSSIAN, points)))

@@ -810,3 +810,12 @@ def test_a_cuda_device_gives_the_bits_of_the_cpu(name, dtype):
     reference.write(host, (host,), name, 7, terms)
     reference.write(device, (device,), name, 7, terms)
     assert torch.equal(host, device.cpu())
+
+
+@pytest.mark.parametrize("rounding", [None, 7])
+def test_autograd_notices_weights_that_were_moved_behind_its_back(rounding):
+    weight = torch.ones(70, dtype=torch.bfloat16, requires_grad=True)
+    loss = weight.square().sum()
+    noise.add_([Param("w", weight, 3)], "gaussian", [Term(1, 0.5)], rounding=rounding)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

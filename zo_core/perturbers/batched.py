@@ -172,8 +172,6 @@ class _Sliced:
             handle.remove()
         while self._lent:
             self._take_back(self._lent[-1][0])
-        while self._ready:
-            self._discard(self._ready[-1][0])
         for module, forward in self._own_forwards.items():
             del module.__dict__["forward"]
             if forward is not None:

@@ -57,11 +57,11 @@ class Elsewhere:
 
     def prepare(self, group: Sequence[Param], points: Sequence[Point]) -> Ready:
         """Make the copies of a group, for modules that will ``stand`` at those points."""
-        ready = Ready(self, points)
+        ready = Ready(self)
         mine = [p for p in group if id(p.tensor) not in self._ready and _exchangeable(p.tensor)]
         try:
             with torch.inference_mode(False), torch.no_grad():  # as in stand
-                ready.add(mine)
+                ready.add(mine, points)
         except BaseException:  # why: as in stand
             ready.back_()
             raise
@@ -189,15 +189,14 @@ class Elsewhere:
 class Ready:
     """Copies of a group, until the module around it has run."""
 
-    def __init__(self, room: Elsewhere, points: Sequence[Point]) -> None:
+    def __init__(self, room: Elsewhere) -> None:
         """Hold none yet."""
-        self.points = tuple(points)
         self.copies: dict[int, list[Tensor]] = {}  # by id of the tensor
         self._room, self._used = room, dict(room._used)
 
-    def add(self, params: Sequence[Param]) -> None:
+    def add(self, params: Sequence[Param], points: Sequence[Point]) -> None:
         """Make the copies of some tensors."""
-        copies = self._room.copied(params, self.points)
+        copies = self._room.copied(params, points)
         self.copies = {id(p.tensor): outs for p, outs in zip(params, copies, strict=True)}
         self._room._ready.update(dict.fromkeys(self.copies, self))
 
@@ -220,10 +219,10 @@ class Stand:
         self.lent: tuple[dict[str, Any], PerturbedRows] | None = None
 
     def found(self, param: Param) -> bool:
-        """Take the copies that are ready at these points, if there are any."""
+        """Take the copies that are ready, if there are any: they are at the points of the look."""
         one = id(param.tensor)
         ready = self._room._ready.get(one)
-        if ready is None or ready.points[: len(self._points)] != tuple(self._points):
+        if ready is None:
             return False
         self._room._away.add(one)
         self._copied.append((param.tensor, param.tensor.detach(), ready.copies[one]))
