@@ -225,7 +225,7 @@ def _size(model: str, parameters: float) -> str:
     """Return the size of a model as its name has it.
 
     >>> _size("opt-1.3b", 1.32e9), _size("roberta-large", 3.55e8), _size("./mine", 1.5e9)
-    ('1.3B', 'large', '1.5B')
+    ('1.3B', 'large', '1.50B')
 
     """
     end = model.rpartition("-")[2]

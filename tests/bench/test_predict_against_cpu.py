@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import cycle
 
 import pytest
+import torch
 
 from bench.predict import against_cpu, grid
 from bench.predict.against_cpu import compare
@@ -38,6 +39,15 @@ SMALL = KnownDifference(
 )
 MIXED = SMALL.model_copy(update={"dtypes": ["float32"], "variants": ["autocast"]})
 JUDGE = PredictionCheck.model_construct(known=[*known(), SMALL, MIXED], cells=[])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the command's processes have: buffers inside products are one a thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def narrow(cell, **fields):

@@ -135,7 +135,7 @@ hold = subprocess.Popen(["sleep", "30"], pass_fds=[sampler._process.stdin.fileno
 print(sampler._process.pid, hold.pid, flush=True)
 time.sleep(0.5)
 if len(sys.argv) > 3:
-    signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"polite\n"))  # print may be running
+    signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"polite\\n"))  # print may be running
     print("listening", flush=True)
 for _ in range(300):  # a signal on the brink of a sleep is heard after it
     time.sleep(0.1)
