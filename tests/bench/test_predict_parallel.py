@@ -180,7 +180,8 @@ def test_sharded_peaks_are_those_of_two_real_ranks(sharded: Log, tmp_path: Path)
     real: dict[str, int] = json.loads(out[0][0].splitlines()[-1])
     predicted = sharded.peaks_by_phase()
     for phase in ("forward", "backward", "update"):  # while loading a real model is whole
-        assert abs(predicted[phase] - real[phase]) <= 4096, phase
+        # Never less; more by blocks that wait in circles for the collector, as luck has it.
+        assert -4096 <= real[phase] - predicted[phase] <= predicted[phase] // 10, phase
 
 
 @pytest.mark.parametrize("tuning", ["lora", "prefix"])
