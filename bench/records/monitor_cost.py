@@ -15,9 +15,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from bench.records.errors import UserError
-from bench.records.files import write_atomically
 from bench.records.frozen import FROZEN
+from bench.records.keyed import write_keyed
 from bench.records.record import Environment, ModelFacts
 from bench.records.step_speed import Clock, StepCase
 
@@ -133,12 +132,4 @@ class MonitorCost(_Frozen):
 
 def write_monitor_cost(folder: Path, record: MonitorCost) -> Path:
     """Write ``record`` into a folder of its key below ``folder``, and return the file."""
-    path = folder / record.key / MONITOR_COST
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"Can't write to {folder}: {error.strerror}. Choose another --out.", 3
-        ) from error
-    write_atomically(path, record.model_dump_json(indent=1) + "\n")
-    return path
+    return write_keyed(folder, MONITOR_COST, record.key, record)

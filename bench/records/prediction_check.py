@@ -13,11 +13,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from bench.records.errors import UserError
-from bench.records.files import write_atomically
 from bench.records.frozen import FROZEN
+from bench.records.keyed import in_order, read_keyed, write_keyed
 from bench.records.record import Environment
 from bench.records.spec import Dtype
 
@@ -213,15 +212,7 @@ def key_of(cells: Iterable[CheckCell]) -> str:
 
 def write_prediction_check(folder: Path, record: PredictionCheck) -> Path:
     """Write ``record`` into a folder of its key below ``folder``, and return the file."""
-    path = folder / record.key / PREDICTION_CHECK
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"Can't write to {folder}: {error.strerror}. Choose another --out.", 3
-        ) from error
-    write_atomically(path, record.model_dump_json(indent=1) + "\n")
-    return path
+    return write_keyed(folder, PREDICTION_CHECK, record.key, record)
 
 
 def read_prediction_checks(folder: Path) -> list[PredictionCheck]:
@@ -231,8 +222,7 @@ def read_prediction_checks(folder: Path) -> list[PredictionCheck]:
         UserError: one can't be read.
 
     """
-    found = [read_prediction_check(path) for path in sorted(folder.rglob(PREDICTION_CHECK))]
-    return sorted(found, key=lambda record: (record.started_at, record.key))
+    return in_order([read_prediction_check(p) for p in sorted(folder.rglob(PREDICTION_CHECK))])
 
 
 def read_prediction_check(path: Path) -> PredictionCheck:
@@ -242,14 +232,4 @@ def read_prediction_check(path: Path) -> PredictionCheck:
         UserError: it can't be read.
 
     """
-    try:
-        return PredictionCheck.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        why = str(error).splitlines()[0]
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            why = f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}".lstrip(": ")
-        raise UserError(
-            f"{path} is no valid record of 'bench prediction' ({why}). Delete it and "
-            "compare again."
-        ) from error
+    return read_keyed(path, PredictionCheck, "bench prediction")

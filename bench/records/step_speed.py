@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from bench.records.errors import UserError
-from bench.records.files import write_atomically
 from bench.records.frozen import FROZEN
+from bench.records.keyed import in_order, read_keyed, write_keyed
 from bench.records.record import Declared, Environment, ModelFacts
 from bench.records.spec import Dtype, Option
 
@@ -274,15 +273,7 @@ def _by_forward(step: StepTimes, sample: StepSample, clock: Clock) -> float:
 
 def write_step_speed(folder: Path, record: StepSpeed) -> Path:
     """Write ``record`` into a folder of its key below ``folder``, and return the file."""
-    path = folder / record.key / STEP_SPEED
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"Can't write to {folder}: {error.strerror}. Choose another --out.", 3
-        ) from error
-    write_atomically(path, record.model_dump_json(indent=1) + "\n")
-    return path
+    return write_keyed(folder, STEP_SPEED, record.key, record)
 
 
 def read_step_speeds(folder: Path) -> list[StepSpeed]:
@@ -292,18 +283,5 @@ def read_step_speeds(folder: Path) -> list[StepSpeed]:
         UserError: one can't be read.
 
     """
-    found = [_read(path) for path in sorted(folder.rglob(STEP_SPEED))]
-    return sorted(found, key=lambda record: (record.started_at, record.key))
-
-
-def _read(path: Path) -> StepSpeed:
-    try:
-        return StepSpeed.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        why = str(error).splitlines()[0]
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            why = f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}".lstrip(": ")
-        raise UserError(
-            f"{path} is no valid record of 'bench step' ({why}). Delete it and measure again."
-        ) from error
+    paths = sorted(folder.rglob(STEP_SPEED))
+    return in_order([read_keyed(path, StepSpeed, "bench step") for path in paths])

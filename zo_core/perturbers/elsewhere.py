@@ -25,7 +25,7 @@ from zo_core.base import Distribution, Param, Params, Piece, Point, is_fake
 from zo_core.perturbers.by_rows import ByRows, Looks, PerturbedRows, Rows, by_rows
 
 _SMALL = 1 << 16  # elements of a bias or norm that is perturbed ahead
-_TOGETHER = 1 << 24  # bytes of copies made in one call, which takes as long as a small matrix does
+_TOGETHER = 1 << 24  # bytes of copies made in one call: threads wait for each other at every one
 _ALIGNED = 256  # bytes: of vector loads and matrix units, whatever the device
 
 
@@ -51,7 +51,7 @@ class Elsewhere:
         self._used = dict.fromkeys(self._size, 0)
         self._buffers: dict[torch.device, Tensor] = {}
         self._rooms: set[int] = set()  # addresses of buffers that were lent to modules
-        self._ready: dict[int, Ready] = {}  # by id of the tensor, copies that wait to be stood on
+        self._ready: dict[int, list[Tensor]] = {}  # by id of the tensor, copies to be stood on
         self._away: set[int] = set()  # ids of tensors that are perturbed now
         self._seen: set[int] = set()
 
@@ -198,7 +198,7 @@ class Ready:
         """Make the copies of some tensors."""
         copies = self._room.copied(params, points)
         self.copies = {id(p.tensor): outs for p, outs in zip(params, copies, strict=True)}
-        self._room._ready.update(dict.fromkeys(self.copies, self))
+        self._room._ready.update(self.copies)
 
     def back_(self) -> None:
         """Free the room."""
@@ -221,11 +221,11 @@ class Stand:
     def found(self, param: Param) -> bool:
         """Take the copies that are ready, if there are any: they are at the points of the look."""
         one = id(param.tensor)
-        ready = self._room._ready.get(one)
-        if ready is None:
+        outs = self._room._ready.get(one)
+        if outs is None:
             return False
         self._room._away.add(one)
-        self._copied.append((param.tensor, param.tensor.detach(), ready.copies[one]))
+        self._copied.append((param.tensor, param.tensor.detach(), outs))
         return True
 
     def add(self, params: Sequence[Param], in_module: bool) -> None:
@@ -289,7 +289,7 @@ def groups(
 ) -> dict[nn.Module, tuple[Param, ...]]:
     """Return modules whose parts' copies are made at once, and of which tensors.
 
-    A call of the noise kernel takes as long for one small matrix as for a few of them. A group is
+    In a call of the noise kernel for one small matrix threads wait more than they work. A group is
     as large a part of the model as has ``copies`` of all its tensors within ``_TOGETHER`` bytes;
     none of it is in a module that holds tensors itself and has parts, and none is made by rows.
     """
