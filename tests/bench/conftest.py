@@ -28,6 +28,19 @@ eval_examples = 8
 method = ["mezo", "ft_sgd"]
 """
 
+CUDA = """
+[run]
+model = "opt-tiny"
+task = "random_tokens"
+method = "mezo"
+device = "cuda"
+dtype = "float16"
+steps = 2
+lr = 1e-6
+batch_size = 2
+seq_len = 16
+"""
+
 
 @pytest.fixture
 def tiny_suite(tmp_path: Path) -> Callable[..., Path]:
@@ -39,6 +52,12 @@ def tiny_suite(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def cuda_suite(tiny_suite: Callable[..., Path]) -> Path:
+    """Return a suite of one run on a GPU, to be predicted."""
+    return tiny_suite(name="small.toml", body=CUDA)
 
 
 @pytest.fixture

@@ -254,15 +254,14 @@ def test_a_driver_s_name_finds_its_card(driver: str, name: str | None) -> None:
 
 
 def test_predict_takes_the_calibrated_context(
-    tmp_path: Path, _kept: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cuda_suite: Path, _kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(_kept))
-    mine, suite = tmp_path / "mine.toml", tmp_path / "small.toml"
+    mine = tmp_path / "mine.toml"
     calibration.write(calibration.refitted(calibration.read(), [4 * GIB], "a test"), mine)
-    suite.write_text(SUITE)
     found = []
     for more in ((), ("--calibration", mine)):
-        done = zometer("predict", suite, "--out", tmp_path / "results", "--json", *more)
+        done = zometer("predict", cuda_suite, "--out", tmp_path / "results", "--json", *more)
         assert done.exit_code == 0, done.output
         needs = json.loads(done.output)["figures"]["figures"]["default"][0]
         found.append(needs["process"]["expected"] - needs["reserved"])
@@ -270,17 +269,3 @@ def test_predict_takes_the_calibrated_context(
         told = {m.metric: m.value for m in record.predicted if m.phase == "run"}
         assert told["predicted_process_expected_bytes"] == needs["process"]["expected"]
     assert found == [calibration.read().context.expected, 4 * GIB]
-
-
-SUITE = """
-[run]
-model = "opt-tiny"
-task = "random_tokens"
-method = "mezo"
-device = "cuda"
-dtype = "float16"
-steps = 2
-lr = 1e-6
-batch_size = 2
-seq_len = 16
-"""

@@ -229,28 +229,12 @@ def test_capacity_names_a_gpu_and_hours(tiny: Prediction) -> None:
     )
 
 
-SUITE = """
-[run]
-model = "opt-tiny"
-task = "random_tokens"
-method = "mezo"
-device = "cuda"
-dtype = "float16"
-steps = 2
-lr = 1e-6
-batch_size = 2
-seq_len = 16
-"""
-
-
 @pytest.fixture
-def predicted(tiny: Prediction, tmp_path: Path) -> tuple[Path, RunRecord]:
+def predicted(tiny: Prediction, cuda_suite: Path, tmp_path: Path) -> tuple[Path, RunRecord]:
     """A suite's folder after ``zometer predict``, and its one record."""
-    path = tmp_path / "small.toml"
-    path.write_text(SUITE)
-    done = zometer("predict", path, "--out", tmp_path / "results", "--full")
+    done = zometer("predict", cuda_suite, "--out", tmp_path / "results", "--full")
     assert done.exit_code == 0, done.output
-    (cell,) = suite.load(str(path)).cells
+    (cell,) = suite.load(str(cuda_suite)).cells
     folder = cell.folder(tmp_path / "results")
     return folder, read_record(folder / measured.PREDICTION)
 
