@@ -56,10 +56,10 @@ def capacity(
                       tuning=tuning, options={})
         for model, method in product(_names(models), _names(methods))
     ]  # fmt: skip
-    table = Table(
-        "model", "method", "GPUs", "plan", "needs each", "to spare",
-        "step, s", f"GPU-hours, {steps:,} steps", box=None, pad_edge=False,
-    )  # fmt: skip
+    table = Table(box=None, pad_edge=False)
+    for heading in ("model", "method", "GPUs", "plan", "needs each", "to spare", "step, s"):
+        table.add_column(heading, overflow="fold")
+    table.add_column(f"GPU-hours, {steps:,} steps", overflow="fold")
     failed = 0
     for spec, found in zip(specs, predict_all(specs, full=full), strict=True):
         best = None
