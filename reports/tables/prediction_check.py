@@ -14,10 +14,9 @@ FOLD_ABOVE = None
 
 _NOTE = (
     "Traced minus real bytes at the peak of the run that is farthest off, and how many runs agree "
-    "in every phase, differ as is known, differ, or could not be compared: float32 and bfloat16, "
-    "fused and plain attention, full tuning and LoRA (linear_probe: the head). Real bytes are "
-    "those of torch's CPU allocator, as its profiler saw every allocation. Farthest phase: the "
-    "largest error of any phase of any of these runs."
+    "in every phase, differ as is known, differ, or could not be compared. Real bytes are those "
+    "of torch's CPU allocator, as its profiler saw every allocation. Farthest phase: the largest "
+    "error of any phase of any of these runs."
 )
 _GRID = (TRAINING, "linear_probe")
 
@@ -43,4 +42,6 @@ def rows(tables: Tables) -> Table:
         Column("phase_error_bytes", "Farthest phase", True),
         Column("peak_bytes", "Real peaks", True),
     ]
-    return table(columns, cells, _NOTE)
+    axes = ("dtype", "attention", "tuning")
+    told = "; ".join(", ".join(dict.fromkeys(found[axis])) for axis in axes)
+    return table(columns, cells, f"{_NOTE} Compared here: {told}.")

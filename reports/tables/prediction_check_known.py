@@ -48,7 +48,7 @@ def _known(check: PredictionCheck, known: KnownDifference) -> list[Cell]:
                 known.tunings)  # fmt: skip
     where = "; ".join([", ".join(known.phases), *(", ".join(n) for n in narrowed if n)])
     if not errors:
-        gone = "not seen any more: to be struck from known_differences.toml"
+        gone = "not seen in these runs"
         return [Cell(known.why, known.why), Cell(where, where, sub=gone), number("0", 0),
                 Cell(units.DASH), Cell(units.DASH)]  # fmt: skip
     low, high = min(errors), max(errors)

@@ -120,7 +120,7 @@ def test_known_differences_and_others_are_told_with_their_reasons(checked: Any, 
     table = text[text.index('<table class="prediction_check_known">') :]
     rows = [re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", row)) for row in table.split("<tr>")[2:7]]
     assert "A stream" in rows[0] and "39.1 KiB" in rows[0]
-    assert "It is gone." in rows[1] and "not seen any more" in rows[1]
+    assert "It is gone." in rows[1] and "not seen in these runs" in rows[1]
     assert "+2.00 MiB" in rows[2] and "forward; lozo opt" in rows[2]
     assert "no such kernel" in rows[3]
     assert "ft_adamw_8bit (its kernels are not torch" in text
