@@ -370,10 +370,17 @@ class Distribution(Protocol):
             out.copy_(change + piece.part)
             change.neg_()  # x - y is x + (-y), to the bit
 
-    def write_all(self, writes: Sequence[Copies], terms: Sequence[Term]) -> None:
-        """Do as ``write`` for many pieces: those with a kernel, in one call of it."""
-        for piece, outs in writes:
-            self.write(piece, outs, terms)
+    def prepared(self, writes: Sequence[Copies]) -> Callable[[Sequence[Term]], None]:
+        """Return what does as ``write`` for many pieces, along given terms, as often as wanted.
+
+        Those with a kernel are written in one call of it.
+        """
+
+        def write(terms: Sequence[Term]) -> None:
+            for piece, outs in writes:
+                self.write(piece, outs, terms)
+
+        return write
 
     def write_rows(
         self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]

@@ -108,7 +108,7 @@ def _noise(device: Device) -> list[Patch]:
                 (module, name, _nothing_of_fakes(getattr(module, name)))
                 for module, name in (
                     (cpu, "write"),
-                    (cpu, "add_"),
+                    (cpu, "prepared"),
                     (cpu, "write_rounded"),
                     (rows_cpu, "write"),
                 )
@@ -181,13 +181,14 @@ def _or_fake(takes: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]:
     return also
 
 
-def _nothing_of_fakes(kernel: Callable[..., None]) -> Callable[..., None]:
-    """Return the kernel without its work on fake tensors: it allocates none."""
+def _nothing_of_fakes(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the kernel, or what prepares it, without work on fake tensors: it allocates none."""
 
-    def run(first: Any, *rest: Any, **options: Any) -> None:
+    def run(first: Any, *rest: Any, **options: Any) -> Any:
         flats = [first] if isinstance(first, Tensor) else [flat.source for flat in first]
-        if not any(is_fake(flat) for flat in flats):
-            kernel(first, *rest, **options)
+        if any(is_fake(flat) for flat in flats):
+            return lambda terms: None
+        return kernel(first, *rest, **options)
 
     return run
 

@@ -205,16 +205,27 @@ def test_theta_is_not_written_while_it_is_perturbed(net):
     assert net.walk.weight_ih_l0.data_ptr() == memory.data_ptr()
 
 
-class Interrupts(type(GAUSSIAN)):
-    def write_all(self, writes, terms):
-        super().write_all(writes, terms)
-        if "walk.weight_hh_l0" in [piece.param.name for piece, _ in writes]:
+class Told(type(GAUSSIAN)):
+    """Tells what has been written, each time."""
+
+    def prepared(self, writes):
+        names, write = {piece.param.name for piece, _ in writes}, super().prepared(writes)
+
+        def told(terms):
+            write(terms)
+            self.wrote(names)
+
+        return told
+
+
+class Interrupts(Told):
+    def wrote(self, names):
+        if "walk.weight_hh_l0" in names:
             raise KeyboardInterrupt
 
 
-class InterruptsAhead(type(GAUSSIAN)):
-    def write_all(self, writes, terms):
-        super().write_all(writes, terms)
+class InterruptsAhead(Told):
+    def wrote(self, names):
         raise KeyboardInterrupt
 
 
@@ -296,14 +307,13 @@ class Wide(nn.Module):
         return self.layers(x)
 
 
-class Counts(type(GAUSSIAN)):
+class Counts(Told):
     def __init__(self) -> None:
         super().__init__()
         object.__setattr__(self, "calls", [])
 
-    def write_all(self, writes, terms):
-        self.calls.append({piece.param.name for piece, _ in writes})
-        super().write_all(writes, terms)
+    def wrote(self, names):
+        self.calls.append(names)
 
 
 @pytest.mark.parametrize("perturber,ahead", [(InForward(), True), (Batched(), False)])

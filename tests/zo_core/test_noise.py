@@ -449,7 +449,7 @@ def test_threads_of_torch_and_others_give_the_same_bits(dtype, sides, threshold,
                 cpu.Flat(weights(n, dtype), some, KEY + i, 77 * i, threshold)
                 for i, (n, some) in enumerate(zip(counts, outs, strict=True))
             ]
-            cpu.add_(flats, "gaussian", TERMS["three"])
+            cpu.prepared(flats, "gaussian")(TERMS["three"])
             ends.append([bits(side) for some in outs for side in some])
     finally:
         torch.set_num_threads(before)

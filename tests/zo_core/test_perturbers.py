@@ -8,6 +8,7 @@ from torch import nn
 
 from zo_core import Closure, Params, Term, directions
 from zo_core.base import Look
+from zo_core.perturbers import elsewhere
 from zo_core.perturbers.in_forward import InForward
 from zo_core.perturbers.in_place import InPlace
 
@@ -76,7 +77,11 @@ def test_in_forward_gives_the_same_bits_back_also_after_an_error(dtype, net):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
-def test_in_forward_has_no_more_than_one_module_perturbed(net):
+@pytest.mark.parametrize("together", [0, 1 << 24])
+def test_in_forward_perturbs_one_module_at_a_time_or_a_small_part_of_the_model(
+    net, together, monkeypatch
+):
+    monkeypatch.setattr(elsewhere, "_TOGETHER", together)
     module, params, loss = net
     clean = module.mix.weight.detach().clone()
     kept = []
@@ -84,7 +89,8 @@ def test_in_forward_has_no_more_than_one_module_perturbed(net):
         lambda *_: kept.append(torch.equal(module.mix.weight, clean))
     )
     InForward().losses(params, loss, Look(LAW, POINTS[:1]))
-    assert kept == [True]
+    assert kept == [not together]
+    assert torch.equal(module.mix.weight, clean)
 
 
 def test_in_forward_refuses_to_leave_a_tensor_out(net):

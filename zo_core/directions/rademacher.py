@@ -6,7 +6,7 @@ moments; E||g||^2 = (d + n - 1)/n ||grad||^2, the least of all laws with indepen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -41,9 +41,9 @@ class Rademacher(Distribution):
         """Write ``piece`` plus (and minus) ``sum_k c_k u(seed_k)`` elsewhere, in one pass."""
         noise.write(piece, outs, self.law, terms)
 
-    def write_all(self, writes: Sequence[Copies], terms: Sequence[Term]) -> None:
-        """Do as ``write`` for many pieces, in one call of the kernel."""
-        noise.write_all(writes, self.law, terms)
+    def prepared(self, writes: Sequence[Copies]) -> Callable[[Sequence[Term]], None]:
+        """Return what writes many pieces, in one call of the kernel."""
+        return noise.prepared(writes, self.law)
 
     def write_rows(
         self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]

@@ -7,7 +7,7 @@ tensor) alone. Kernels differ in speed, never in a bit; ``reference`` is their d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -38,11 +38,11 @@ __all__ = [
     "piece_bytes",
     "piece_of",
     "pieces",
+    "prepared",
     "rounded",
     "scratch_bytes",
     "uniform",
     "write",
-    "write_all",
 ]
 
 
@@ -108,7 +108,7 @@ def add_(
                     pick(flat, (flat,), name, param.key, terms, first, bound)
                 if not part.is_contiguous():
                     part.copy_(flat.view(part.shape))
-        cpu.add_(together, name, terms)
+        cpu.prepared(together, name)(terms)
 
 
 def write(
@@ -132,31 +132,38 @@ def write(
 
     """
     thresholds = None if threshold is None else {piece.param.key: threshold}
-    write_all([(piece, outs)], name, terms, thresholds)
+    prepared([(piece, outs)], name, thresholds)(terms)
 
 
-def write_all(
-    writes: Sequence[Copies],
-    name: str,
-    terms: Sequence[Term],
-    thresholds: Mapping[int, float] | None = None,
-) -> None:
-    """Do as ``write`` for many pieces, in one call of the kernel for all that it takes.
+def prepared(
+    writes: Sequence[Copies], name: str, thresholds: Mapping[int, float] | None = None
+) -> Callable[[Sequence[Term]], None]:
+    """Return what does as ``write`` for many pieces, along given terms.
 
-    ``thresholds`` are by key of the tensor.
+    In one call of the kernel for all that it takes. ``thresholds`` are by key of the tensor.
     """
     _check(name)
-    together: list[cpu.Flat] = []
-    with torch.no_grad():
-        for piece, outs in writes:
-            source, key = piece.part.detach(), piece.param.key
-            bound = None if thresholds is None else thresholds[key]
-            pick = _pick(source, "auto")
-            if pick is cpu.write:
-                together.append(cpu.Flat(source, outs, key, piece.first, bound))
-            else:
-                pick(source, outs, name, key, terms, piece.first, bound)
-        cpu.add_(together, name, terms)
+    flats = [
+        cpu.Flat(
+            piece.part.detach(),
+            outs,
+            piece.param.key,
+            piece.first,
+            None if thresholds is None else thresholds[piece.param.key],
+        )
+        for piece, outs in writes
+    ]
+    picked = [(_pick(flat.source, "auto"), flat) for flat in flats]
+    together = cpu.prepared([flat for pick, flat in picked if pick is cpu.write], name)
+    others = [(pick, flat) for pick, flat in picked if pick is not cpu.write]
+
+    def write(terms: Sequence[Term]) -> None:
+        with torch.no_grad():
+            together(terms)
+            for pick, (source, outs, key, first, bound) in others:
+                pick(source, outs, name, key, terms, first, bound)
+
+    return write
 
 
 def _check(name: str) -> None:

@@ -11,8 +11,9 @@ import concurrent.futures
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _ALIGN = 32 * WORDS  # ranges start where a block starts, whatever the law
 _ALONE = 1 << 18  # elements that a thread finishes sooner (0.1 ms) than it hands them over
+_LEAST = 1 << 13  # elements that take as long as a tensor does however small it is
 _TURNS = 4  # that a thread has, so that none waits long for one that came late
 _MASK = (1 << 64) - 1
 
@@ -76,21 +78,11 @@ def write(
 
     Scratch is 40 KiB a thread. Runs on ``torch.get_num_threads()`` threads without the GIL.
     """
-    if source.dtype == torch.float64:
-        _write_float64(source, outs, name, key, terms, first, threshold)
-    else:
-        _write([Flat(source, outs, key, first, threshold)], name, terms)
+    prepared([Flat(source, outs, key, first, threshold)], name)(terms)
 
 
-def _write_float64(
-    source: Tensor,
-    outs: Sequence[Tensor],
-    name: str,
-    key: int,
-    terms: Sequence[Term],
-    first: int,
-    threshold: float | None,
-) -> None:
+def _write_float64(flat: Flat, name: str, terms: Sequence[Term]) -> None:
+    source, outs, key, first, threshold = flat
     kernel, stream = _kernels().write_float64, _stream(name, key, terms, source.dtype)
     bound = None if threshold is None else stream.wide(threshold)
     arrays = tuple(_array(t) for t in (source, *outs))
@@ -100,8 +92,7 @@ def _write_float64(
         kernel(part, tuple(parts), bound, stream.law, first + low, *stream.rest)
 
     _run(work, _ranges(source.numel(), first, torch.get_num_threads()))
-    for out in outs:
-        torch.autograd.graph.increment_version(out)
+    torch.autograd.graph.increment_version(outs)
 
 
 class Flat(NamedTuple):
@@ -114,51 +105,73 @@ class Flat(NamedTuple):
     threshold: float | None
 
 
-def add_(flats: Sequence[Flat], name: str, terms: Sequence[Term]) -> None:
-    """Write many tensors, ``takes`` holds for each, in as few calls as there are kinds of them."""
+def prepared(flats: Sequence[Flat], name: str) -> Callable[[Sequence[Term]], None]:
+    """Return what writes many tensors, ``takes`` holds for each, along given terms.
+
+    In as few calls as there are kinds of them. What is made ready here (where they lie, and how
+    they are cut) takes about as long as the noise of a small layer.
+    """
     kinds: dict[tuple[Any, ...], list[Flat]] = {}
     for flat in flats:
         kind = flat.source.dtype, len(flat.outs), flat.threshold is None
         kinds.setdefault(kind, []).append(flat)
+    jobs: list[Callable[[Sequence[Term]], None]] = []
     for (dtype, *_), some in kinds.items():
         if dtype == torch.float64:
-            for source, outs, key, first, threshold in some:
-                _write_float64(source, outs, name, key, terms, first, threshold)
+            jobs += [partial(_write_float64, flat, name) for flat in some]
         else:
-            _write(some, name, terms)
+            jobs.append(_Job(some, name))
+
+    def write(terms: Sequence[Term]) -> None:
+        for job in jobs:
+            job(terms)
+
+    return write
 
 
-def _write(flats: Sequence[Flat], name: str, terms: Sequence[Term]) -> None:
-    """Write tensors that share dtype and number of outs, all with a threshold or none."""
-    import numpy as np
+class _Job:
+    """Writing of tensors that share dtype and number of outs, all with a threshold or none."""
 
-    kernels, one = _kernels(), flats[0]
-    total = sum(flat.source.numel() for flat in flats)
-    threads = max(1, min(torch.get_num_threads(), total // _ALONE))
-    longest = max(1, total) if threads == 1 else max(_ALONE // 2, total // (_TURNS * threads))
-    rows = [row for flat in flats for row in _rows(flat, longest)]
-    seeds = [term.seed & _MASK for term in terms]
-    bits = np.array([term.coefficient for term in terms], np.float32).view(np.uint32).tolist()
-    numbers = [*itertools.chain.from_iterable(rows), *seeds, *bits]
-    head = [0, 0, len(numbers) + kernels.HEAD, len(rows), kernels.LAWS[name], len(terms)]
-    job, like = np.array([*head, *numbers], np.uint64), _array(one.source[:0])
-    two, bounded = len(one.outs) == 2 or None, one.threshold is not None or None
-    kernel = None
-    if team.possible():  # loaded at the first call, however small: a measured run begins with one
-        kernel = kernels.team_of(like.dtype.type, two is not None, bounded is not None)
-    if kernel is not None and threads > 1 and team.available():
-        # OpenMP ends threads that a smaller team has no place for; torch would start them anew.
-        team.run(kernel.address, job.ctypes.data, torch.get_num_threads())
-        _check_done(int(job[kernels.DONE]), len(rows))
-    else:
-        alive = [t.detach() for flat in flats for t in (flat.source, *flat.outs)]
+    def __init__(self, flats: Sequence[Flat], name: str) -> None:
+        self._flats, self._name, one = flats, name, flats[0]
+        self._outs = [out for flat in flats for out in flat.outs]
+        self._like = _array(one.source[:0])
+        self._two, self._bounded = len(one.outs) == 2 or None, one.threshold is not None or None
+        self._work = sum(max(flat.source.numel(), _LEAST) for flat in flats)
+        self._cut: tuple[int, np.ndarray[Any, Any]] | None = None
 
-        def work(*_: int) -> None:
-            if alive:  # why: a job holds addresses, and this may outlive an interrupted caller
-                kernels.write_rows(job, like, two, bounded)
+    def __call__(self, terms: Sequence[Term]) -> None:
+        import numpy as np
 
-        _run(work, [(0, 0)] * threads)
-    torch.autograd.graph.increment_version([out for flat in flats for out in flat.outs])
+        kernels, work = _kernels(), self._work
+        threads = max(1, min(torch.get_num_threads(), work // _ALONE))
+        longest = work if threads == 1 else max(_ALONE // 2, work // (_TURNS * threads))
+        if self._cut is None or self._cut[0] != longest:
+            self._cut = longest, _rows(self._flats, longest)
+        rows = self._cut[1]
+        seeds = [term.seed & _MASK for term in terms]
+        bits = np.array([term.coefficient for term in terms], np.float32).view(np.uint32)
+        end = kernels.HEAD + rows.size
+        job = np.empty(end + 2 * len(seeds), np.uint64)
+        job[: kernels.HEAD] = 0, 0, job.size, len(rows), kernels.LAWS[self._name], len(terms)
+        job[kernels.HEAD : end] = rows.reshape(-1)
+        job[end:] = [*seeds, *bits.tolist()]
+        like, two, bounded, kernel = self._like, self._two, self._bounded, None
+        if team.possible():  # loaded at the first call, however small: a measured run begins so
+            kernel = kernels.team_of(like.dtype.type, two is not None, bounded is not None)
+        if kernel is not None and threads > 1 and team.available():
+            # OpenMP ends threads that a smaller team has no place for; torch would start new ones.
+            team.run(kernel.address, job.ctypes.data, torch.get_num_threads())
+            _check_done(int(job[kernels.DONE]), len(rows))
+        else:
+            alive = [t.detach() for flat in self._flats for t in (flat.source, *flat.outs)]
+
+            def work_on(*_: int) -> None:
+                if alive:  # why: a job holds addresses, and may outlive an interrupted caller
+                    kernels.write_rows(job, like, two, bounded)
+
+            _run(work_on, [(0, 0)] * threads)
+        torch.autograd.graph.increment_version(self._outs)
 
 
 def _check_done(done: int, rows: int) -> None:
@@ -169,19 +182,55 @@ def _check_done(done: int, rows: int) -> None:
         )
 
 
-def _rows(flat: Flat, longest: int) -> Iterator[tuple[int, ...]]:
-    """Cut a tensor to rows of ``write_rows`` of about ``longest`` elements."""
+def _rows(flats: Sequence[Flat], longest: int) -> np.ndarray[Any, Any]:
+    """Cut tensors to rows of ``write_rows`` of about ``longest`` elements: (k, 7), uint64."""
     import numpy as np
 
-    source, outs, key, first, threshold = flat
-    count, item = source.numel(), source.itemsize
-    starts = [source.data_ptr(), outs[0].data_ptr(), outs[-1].data_ptr()]
-    bits = 0 if threshold is None else int(np.float32(threshold).view(np.uint32))
-    cuts = range(longest, count - longest // 2, longest)
-    for low, high in itertools.pairwise([0, *_aligned(cuts, first), count]):
-        if low < high:
-            places = (start + low * item for start in starts)
-            yield (*places, high - low, first + low, key & _MASK, bits)
+    shapes = tuple((flat.source.numel(), flat.first % _ALIGN) for flat in flats)
+    of, rows = _layout(shapes, longest, flats[0].source.itemsize)
+    ends = [
+        (
+            source.data_ptr(),
+            outs[0].data_ptr(),
+            outs[-1].data_ptr(),
+            0,
+            first,
+            key & _MASK,
+            0 if bound is None else _bits(bound),
+        )
+        for source, outs, key, first, bound in flats
+    ]
+    placed: np.ndarray[Any, Any] = np.array(ends, np.uint64)[of] + rows
+    return placed
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(
+    shapes: tuple[tuple[int, int], ...], longest: int, item: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return of which tensor each row is, (k,), and what is added to that one's numbers, (k, 7).
+
+    ``shapes`` are how many elements there are, and how far past a block's begin the first is. The
+    same modules are written at every step, and small numbers made anew cost as much as the noise.
+    """
+    import numpy as np
+
+    of, rows = [], []
+    for index, (count, first) in enumerate(shapes):
+        cuts = range(longest, count - longest // 2, longest)
+        for low, high in itertools.pairwise([0, *_aligned(cuts, first), count]):
+            if low < high:
+                of.append(index)
+                rows.append((low * item, low * item, low * item, high - low, low, 0, 0))
+    return np.array(of, np.intp), np.array(rows, np.uint64).reshape(-1, 7)
+
+
+@functools.lru_cache(maxsize=4096)
+def _bits(number: float) -> int:
+    """Return the bits of the nearest float32: of a threshold, which is asked for at every step."""
+    import numpy as np
+
+    return int(np.float32(number).view(np.uint32))
 
 
 def _aligned(cuts: Sequence[int], first: int) -> list[int]:

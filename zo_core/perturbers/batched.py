@@ -237,6 +237,7 @@ class _Sliced:
                 ),
                 partial(self._biases, layer) if layer.others else None,
             )
+        self.room.runs((layer.weight, *layer.others))
         self._lent.append((layer, self.room.lend(layer, looks)))
         self._lent[-1][1].at_(0)
 
@@ -262,6 +263,7 @@ class _Sliced:
     ) -> list[Any]:
         """Run a slice for each point of a group, all of which are made at once."""
         points = [self._points[index] for index in group]
+        self.room.runs(own)
         stand = self.room.stand(own if points[0] else (), points)
         seen = []
         try:

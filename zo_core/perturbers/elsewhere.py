@@ -13,15 +13,15 @@ of a type of their own, fake ones among them) are saved to that room, and pertur
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from zo_core.base import Distribution, Param, Params, Piece, Point, is_fake
+from zo_core.base import Distribution, Param, Params, Piece, Point, Term, is_fake
 from zo_core.perturbers.by_rows import ByRows, Looks, PerturbedRows, Rows, by_rows
 
 _SMALL = 1 << 16  # elements of a bias or norm that is perturbed ahead
@@ -50,7 +50,9 @@ class Elsewhere:
         self._size = _room(params, self.owners, self.groups, copies, ahead)
         self._used = dict.fromkeys(self._size, 0)
         self._buffers: dict[torch.device, Tensor] = {}
+        self._views: dict[tuple[torch.device, torch.dtype], Tensor] = {}  # of the buffers
         self._rooms: set[int] = set()  # addresses of buffers that were lent to modules
+        self._places: dict[Any, Places] = {}  # of copies that were made at an earlier point
         self._ready: dict[int, list[Tensor]] = {}  # by id of the tensor, copies to be stood on
         self._away: set[int] = set()  # ids of tensors that are perturbed now
         self._seen: set[int] = set()
@@ -76,7 +78,6 @@ class Elsewhere:
 
         """
         mine = [p for p in own if id(p.tensor) not in self._away]
-        self._seen.update(id(p.tensor) for p in mine)
         stand = Stand(self, points)
         mine = [p for p in mine if not stand.found(p)]
         if not mine:
@@ -100,7 +101,6 @@ class Elsewhere:
         along = layer.others if looks.biases is None else ()
         if id(weight.tensor) in self._away or "weight" in held:
             return self.stand(along, looks.points[:1])
-        self._seen.add(id(weight.tensor))
         stand = self.stand(along if looks.points[0] else (), looks.points[:1])
         rows = range(len(weight.tensor))
         made = PerturbedRows(layer, looks, self._written, rows, weight.tensor.dtype)
@@ -133,6 +133,14 @@ class Elsewhere:
         finally:
             self._used = used
 
+    def are_away(self, own: Sequence[Param]) -> bool:
+        """Whether all of them are perturbed now."""
+        return all(id(p.tensor) in self._away for p in own)
+
+    def runs(self, own: Sequence[Param]) -> None:
+        """Take note that a module runs that holds them."""
+        self._seen.update(id(p.tensor) for p in own)
+
     def check(self) -> None:
         """Refuse to have left a tensor out."""
         for param in self._params:
@@ -162,28 +170,45 @@ class Elsewhere:
 
     def copied(self, params: Sequence[Param], points: Sequence[Point]) -> list[list[Tensor]]:
         """Return copies at each point of tensors that can be exchanged, all made in one call."""
-        made, writes = [], []
-        for param in params:
-            clean = param.tensor.detach()
-            outs = [self.take(clean) for _ in points]
-            self._rooms.update(out.untyped_storage().data_ptr() for out in outs)
-            made.append(outs)
-            writes.append((Piece(param, clean.view(-1), 0), [out.view(-1) for out in outs]))
-        self.along.write_all(writes, points[0])
-        return made
+        key = (tuple(id(p.tensor) for p in params), len(points), tuple(self._used.values()))
+        if key not in self._places:
+            made, writes = [], []
+            for param in params:
+                clean = param.tensor.detach()
+                outs = [self.take(clean) for _ in points]
+                self._rooms.update(out.untyped_storage().data_ptr() for out in outs)
+                made.append(outs)
+                writes.append((Piece(param, clean.view(-1), 0), [out.view(-1) for out in outs]))
+            write = self.along.prepared(writes)
+            self._places[key] = Places(made, write, tuple(self._used.values()))
+        places = self._places[key]
+        self._used = dict(zip(self._used, places.used, strict=True))
+        places.write(points[0])
+        return places.copies
 
     def take(self, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Return room for a tensor (of ``shape``), contiguous, until a stand made before ends."""
         shape = like.shape if shape is None else shape
-        size = math.prod(shape) * like.itemsize
-        device, count = like.device, _padded(size)
-        if device not in self._buffers:
-            self._buffers[device] = like.new_empty(self._size[device], dtype=torch.uint8)
-        room, first = self._buffers[device], self._used[device]
-        if first + count > self._size[device]:  # modules run inside others that do not hold them
+        size, kind = math.prod(shape), (like.device, like.dtype)
+        first, count = self._used[like.device], _padded(size * like.itemsize)
+        if first + count > self._size[like.device]:  # modules run in others that don't hold them
             return like.new_empty(shape)
-        self._used[device] += count
-        return room[first : first + size].view(like.dtype).view(shape)
+        self._used[like.device] += count
+        if kind not in self._views:
+            if like.device not in self._buffers:
+                made = like.new_empty(self._size[like.device], dtype=torch.uint8)
+                self._buffers[like.device] = made
+            self._views[kind] = self._buffers[like.device].view(like.dtype)
+        begin = first // like.itemsize
+        return self._views[kind][begin : begin + size].view(shape)
+
+
+class Places(NamedTuple):
+    """Where copies of some tensors are made, whenever as much of the room is in use."""
+
+    copies: list[list[Tensor]]
+    write: Callable[[Sequence[Term]], None]
+    used: tuple[int, ...]  # of the room, then
 
 
 class Ready:

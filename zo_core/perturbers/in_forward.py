@@ -1,7 +1,8 @@
 """Perturb each module as it runs: theta is not written, so its bits stay.
 
-A module runs with perturbed copies of its own weights (see ``elsewhere``). So no more than the
-largest module's weights exist twice (or 16 MiB of small ones), nothing is undone by arithmetic,
+A module runs with perturbed copies of its own weights (see ``elsewhere``), and a small part of
+the model with those of all of its modules. So no more than the largest module's weights exist
+twice (or 16 MiB of small ones), nothing is undone by arithmetic,
 and copies are made of theta itself: a mask that hangs on it (Sparse-MeZO, arXiv 2402.15751,
 section 3.4: "efficient implementation") is computed where it is used. Biases and norms are many
 and small: copies of all of them are made at once, before the first module runs.
@@ -43,7 +44,7 @@ from zo_core.base import (
     no_span,
 )
 from zo_core.perturbers.by_rows import Looks
-from zo_core.perturbers.elsewhere import Elsewhere, Ready, Stand, room_bytes
+from zo_core.perturbers.elsewhere import Elsewhere, Stand, room_bytes
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class _Perturbed:
     def __init__(self, params: Params, room: Elsewhere, point: Point) -> None:
         self._params, self._room, self._point = params, room, point
         # Of modules that run, the innermost last. A module may be entered from within itself.
-        self._open: list[tuple[Sequence[Param], Stand | Ready]] = []
+        self._open: list[tuple[Sequence[Param], Stand | None]] = []
         self._handles: list[Any] = []
 
     def __enter__(self) -> None:
@@ -116,8 +117,8 @@ class _Perturbed:
             self._enter(tuple(self._room.ahead.values()))
         for module, group in self._room.groups.items():
             self._handles += [
-                module.register_forward_pre_hook(partial(self._prepare, group), prepend=True),
-                module.register_forward_hook(partial(self._discard, group), always_call=True),
+                module.register_forward_pre_hook(partial(self._stand, group), prepend=True),
+                module.register_forward_hook(partial(self._leave, group), always_call=True),
             ]
         for module, own in self._room.owners.items():
             if all(p.key in self._room.ahead for p in own):
@@ -133,26 +134,31 @@ class _Perturbed:
         while self._open:
             self._back_()
 
-    def _prepare(self, group: Sequence[Param], *_: Any) -> None:
-        self._open.append((group, self._room.prepare(group, (self._point,))))
+    def _stand(self, own: Sequence[Param], *_: Any) -> None:
+        stand = self._room.stand(own, (self._point,))
+        self._open.append((own, stand))
+        stand.at_(0)
 
     def _enter(self, own: Sequence[Param], module: nn.Module | None = None, *_: Any) -> None:
+        self._room.runs(own)
+        if self._room.are_away(own):  # with the part of the model around it
+            self._open.append((own, None))
+            return
         layer = self._room.layers.get(module) if module else None
-        if layer:
-            stand = self._room.lend(layer, Looks.at(self._point))
-        else:
-            stand = self._room.stand(own, (self._point,))
+        if not layer:
+            self._stand(own)
+            return
+        stand = self._room.lend(layer, Looks.at(self._point))
         self._open.append((own, stand))
         stand.at_(0)
 
     def _leave(self, own: Sequence[Param], module: nn.Module, args: Any, output: Any) -> Any:
-        self._discard(own)
-        return self._room.apart(output)
-
-    def _discard(self, own: Sequence[Param], *_: Any) -> None:
         if self._open and self._open[-1][0] is own:  # else it was never entered: that raised
             self._back_()
+        return self._room.apart(output)
 
     def _back_(self) -> None:
-        self._open[-1][1].back_()
+        stand = self._open[-1][1]
+        if stand:
+            stand.back_()
         self._open.pop()  # last: an interrupt leaves it to __exit__

@@ -12,7 +12,7 @@ factors would not make smaller (r (m + n) >= m n), get plain Gaussian entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,12 +102,17 @@ class LowRank(Distribution):
             u = self._u(piece, row, height, terms)
             self._write_product(piece.part.view(height, columns), outs, u, piece)
 
-    def write_all(self, writes: Sequence[Copies], terms: Sequence[Term]) -> None:
-        """Do as ``write`` for many pieces: those of plain entries, in one call of the kernel."""
+    def prepared(self, writes: Sequence[Copies]) -> Callable[[Sequence[Term]], None]:
+        """Return what writes many pieces: those of plain entries, in one call of the kernel."""
         low = [one for one in writes if columns_of(one[0].param, self.rank)]
         plain = [one for one in writes if not columns_of(one[0].param, self.rank)]
-        noise.write_all(plain, "gaussian", terms)
-        Distribution.write_all(self, low, terms)
+        parts = noise.prepared(plain, "gaussian"), Distribution.prepared(self, low)
+
+        def write(terms: Sequence[Term]) -> None:
+            for part in parts:
+                part(terms)
+
+        return write
 
     def write_rows(
         self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]

@@ -5,7 +5,7 @@ A mask is asked piece by piece, where it is used; nothing dense is held unless t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,12 +61,11 @@ class Masked(Distribution):
             bound = self.mask.thresholds[piece.param.key]
             noise.write(piece, outs, self.base.law, terms, bound)
 
-    def write_all(self, writes: Sequence[Copies], terms: Sequence[Term]) -> None:
-        """Do as ``write`` for many pieces."""
+    def prepared(self, writes: Sequence[Copies]) -> Callable[[Sequence[Term]], None]:
+        """Return what writes many pieces."""
         if self.base.law is None or self.mask.thresholds is None:
-            Distribution.write_all(self, writes, terms)
-        else:
-            noise.write_all(writes, self.base.law, terms, self.mask.thresholds)
+            return Distribution.prepared(self, writes)
+        return noise.prepared(writes, self.base.law, self.mask.thresholds)
 
     def write_rows(
         self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]
