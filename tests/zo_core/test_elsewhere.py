@@ -345,6 +345,107 @@ def test_small_modules_are_copied_in_one_call_and_each_stands_on_its_copy_while_
     assert seen == ([False, False] if ahead else [True])  # biases alone are away all along
 
 
+class Borrows(nn.Module):
+    """Uses the weight of its part in its own way, after that part has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(nn.functional.linear(self.part(x), self.part.weight))
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_small_part_of_the_model_stands_on_its_copies_as_a_whole(calls):
+    module = nn.Sequential(*[Borrows()] * calls)  # one after another, of one and the same weights
+    params, points, x = Params.of(module), both_sides(1, 0.3), torch.randn(2, 6)
+    loss = Closure(lambda: module(x).square().sum())
+    seen = InForward().losses(params, loss, Look(GAUSSIAN, points))
+    for value, point in zip(seen, points, strict=True):
+        clean = [t.detach().clone() for t in params.tensors]
+        GAUSSIAN.add_(params, point)
+        assert value == pytest.approx(float(loss().detach()), rel=1e-6)
+        for tensor, was in zip(params.tensors, clean, strict=True):
+            tensor.data.copy_(was)
+
+
+class Within(nn.Module):
+    """A linear layer that calls itself once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x: Tensor, again: bool = True) -> Tensor:
+        y = self(x, again=False) if again else x
+        return nn.functional.linear(y, self.weight)
+
+
+@pytest.mark.parametrize("together", [0, 1 << 24])
+def test_a_module_that_enters_itself_stands_on_its_copies_until_it_ends(together, monkeypatch):
+    monkeypatch.setattr(elsewhere, "_TOGETHER", together)
+    module = nn.Sequential(Within(), Within())
+    params, points, x = Params.of(module), both_sides(1, 0.3), torch.randn(2, 6)
+    loss = Closure(lambda: module(x).square().sum())
+    seen = InForward().losses(params, loss, Look(GAUSSIAN, points))
+    for value, point in zip(seen, points, strict=True):
+        clean = [t.detach().clone() for t in params.tensors]
+        GAUSSIAN.add_(params, point)
+        assert value == pytest.approx(float(loss().detach()), rel=1e-6)
+        for tensor, was in zip(params.tensors, clean, strict=True):
+            tensor.data.copy_(was)
+
+
+class Twice(nn.Module):
+    """Calls its part, and another that calls the same one while its own weight is in use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Caller(nn.Linear(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.inner.part(x))
+
+
+class Caller(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.part = nn.Parameter(torch.randn(6, 6)), part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x) @ self.weight
+
+
+def test_copies_are_made_beside_those_that_are_in_use_then(monkeypatch):
+    monkeypatch.setattr(elsewhere, "_TOGETHER", 0)
+    module, x = Twice(), torch.randn(2, 6)
+    params, points = Params.of(module), both_sides(1, 0.3)
+    loss = Closure(lambda: module(x).square().sum())
+    seen = InForward().losses(params, loss, Look(GAUSSIAN, points))
+    for value, point in zip(seen, points, strict=True):
+        clean = [t.detach().clone() for t in params.tensors]
+        GAUSSIAN.add_(params, point)
+        assert value == pytest.approx(float(loss().detach()), rel=1e-6)
+        for tensor, was in zip(params.tensors, clean, strict=True):
+            tensor.data.copy_(was)
+
+
+def test_copies_for_which_there_is_no_room_are_not_kept():
+    module = Wide()
+    params = Params.of(module)
+    room = Elsewhere(params, GAUSSIAN)
+    kept = []
+    for _ in range(2):
+        outer = room.stand(tuple(params), [(Term(1, 0.3),)])  # all of the room
+        room._away.clear()  # as if others ran inside, that the room was not made for
+        inner = room.stand(tuple(params), [(Term(1, 0.3),)])
+        kept.append(len(room._places))
+        inner.back_()
+        outer.back_()
+    assert kept == [1, 1]
+
+
 def test_a_module_of_a_group_that_does_not_run_is_refused():
     module = Wide()
     loss = Closure(lambda: module.layers[0](module.layers[1](torch.ones(300))).sum())

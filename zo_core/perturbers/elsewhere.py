@@ -170,8 +170,10 @@ class Elsewhere:
 
     def copied(self, params: Sequence[Param], points: Sequence[Point]) -> list[list[Tensor]]:
         """Return copies at each point of tensors that can be exchanged, all made in one call."""
-        key = (tuple(id(p.tensor) for p in params), len(points), tuple(self._used.values()))
-        if key not in self._places:
+        before = tuple(self._used.values())
+        key = tuple(id(p.tensor) for p in params), len(points), before
+        places = self._places.get(key)
+        if places is None:
             made, writes = [], []
             for param in params:
                 clean = param.tensor.detach()
@@ -179,9 +181,10 @@ class Elsewhere:
                 self._rooms.update(out.untyped_storage().data_ptr() for out in outs)
                 made.append(outs)
                 writes.append((Piece(param, clean.view(-1), 0), [out.view(-1) for out in outs]))
-            write = self.along.prepared(writes)
-            self._places[key] = Places(made, write, tuple(self._used.values()))
-        places = self._places[key]
+            places = Places(made, self.along.prepared(writes), tuple(self._used.values()))
+            needed = sum(_padded(out.nbytes) for outs in made for out in outs)
+            if sum(places.used) - sum(before) == needed:  # all of them in the room, which stays
+                self._places[key] = places
         self._used = dict(zip(self._used, places.used, strict=True))
         places.write(points[0])
         return places.copies
