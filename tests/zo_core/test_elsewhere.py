@@ -345,6 +345,19 @@ def test_small_modules_are_copied_in_one_call_and_each_stands_on_its_copy_while_
     assert seen == ([False, False] if ahead else [True])  # biases alone are away all along
 
 
+def assert_runs_as_in_place(module: nn.Module) -> None:
+    """Look at both sides of a module of rows of six, and at the same weights moved in place."""
+    params, points, x = Params.of(module), both_sides(1, 0.3), torch.randn(2, 6)
+    loss = Closure(lambda: module(x).square().sum())
+    seen = InForward().losses(params, loss, Look(GAUSSIAN, points))
+    for value, point in zip(seen, points, strict=True):
+        clean = [t.detach().clone() for t in params.tensors]
+        GAUSSIAN.add_(params, point)
+        assert value == pytest.approx(float(loss().detach()), rel=1e-6)
+        for tensor, was in zip(params.tensors, clean, strict=True):
+            tensor.data.copy_(was)
+
+
 class Borrows(nn.Module):
     """Uses the weight of its part in its own way, after that part has run."""
 
@@ -359,15 +372,7 @@ class Borrows(nn.Module):
 @pytest.mark.parametrize("calls", [1, 2])
 def test_a_small_part_of_the_model_stands_on_its_copies_as_a_whole(calls):
     module = nn.Sequential(*[Borrows()] * calls)  # one after another, of one and the same weights
-    params, points, x = Params.of(module), both_sides(1, 0.3), torch.randn(2, 6)
-    loss = Closure(lambda: module(x).square().sum())
-    seen = InForward().losses(params, loss, Look(GAUSSIAN, points))
-    for value, point in zip(seen, points, strict=True):
-        clean = [t.detach().clone() for t in params.tensors]
-        GAUSSIAN.add_(params, point)
-        assert value == pytest.approx(float(loss().detach()), rel=1e-6)
-        for tensor, was in zip(params.tensors, clean, strict=True):
-            tensor.data.copy_(was)
+    assert_runs_as_in_place(module)
 
 
 class Within(nn.Module):
@@ -386,15 +391,7 @@ class Within(nn.Module):
 def test_a_module_that_enters_itself_stands_on_its_copies_until_it_ends(together, monkeypatch):
     monkeypatch.setattr(elsewhere, "_TOGETHER", together)
     module = nn.Sequential(Within(), Within())
-    params, points, x = Params.of(module), both_sides(1, 0.3), torch.randn(2, 6)
-    loss = Closure(lambda: module(x).square().sum())
-    seen = InForward().losses(params, loss, Look(GAUSSIAN, points))
-    for value, point in zip(seen, points, strict=True):
-        clean = [t.detach().clone() for t in params.tensors]
-        GAUSSIAN.add_(params, point)
-        assert value == pytest.approx(float(loss().detach()), rel=1e-6)
-        for tensor, was in zip(params.tensors, clean, strict=True):
-            tensor.data.copy_(was)
+    assert_runs_as_in_place(module)
 
 
 class Twice(nn.Module):
@@ -419,16 +416,7 @@ class Caller(nn.Module):
 
 def test_copies_are_made_beside_those_that_are_in_use_then(monkeypatch):
     monkeypatch.setattr(elsewhere, "_TOGETHER", 0)
-    module, x = Twice(), torch.randn(2, 6)
-    params, points = Params.of(module), both_sides(1, 0.3)
-    loss = Closure(lambda: module(x).square().sum())
-    seen = InForward().losses(params, loss, Look(GAUSSIAN, points))
-    for value, point in zip(seen, points, strict=True):
-        clean = [t.detach().clone() for t in params.tensors]
-        GAUSSIAN.add_(params, point)
-        assert value == pytest.approx(float(loss().detach()), rel=1e-6)
-        for tensor, was in zip(params.tensors, clean, strict=True):
-            tensor.data.copy_(was)
+    assert_runs_as_in_place(Twice())
 
 
 def test_copies_for_which_there_is_no_room_are_not_kept():

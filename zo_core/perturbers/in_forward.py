@@ -14,10 +14,11 @@ What it costs in noise: a direction is drawn once for *each forward pass of a qu
 module that holds the weights, so a minibatch or an anchor set of n micro-batches costs n noise
 passes a point, and weights tied between m modules m times their share.
 
-What it does not see: matrices are perturbed while a module that holds them runs. Such as are
-used outside of it (``functional.linear(x, embed.weight)`` in place of a tied head) are those of
-theta there; where the module is never called that is refused, but where it is called as well, it
-can't be noticed. Such a model needs ``restore='arithmetic'``.
+What it does not see: matrices are perturbed while a module that holds them runs, or the small
+part of the model that it is in. Such as are used outside of it
+(``functional.linear(x, embed.weight)`` in place of a tied head) are those of theta there; where
+the module is never called that is refused, but where it is called as well, it can't be noticed.
+Such a model needs ``restore='arithmetic'``.
 """
 
 from __future__ import annotations
