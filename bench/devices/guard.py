@@ -17,6 +17,9 @@ from bench.devices.answer import Unavailable
 
 T = TypeVar("T")
 
+THREAD_NAME = "nvml"
+"""Of the thread that calls into the driver."""
+
 
 @dataclass
 class _Job:
@@ -64,13 +67,12 @@ class Guard:
         return job.result  # type: ignore[no-any-return]  # a job holds work of any type
 
     def stop(self) -> bool:
-        """Let the thread end; return whether it has, which it has not if a call still hangs."""
+        """Let the thread end; return whether it has: where a call hangs, it ends after that."""
         if self._thread is None or self._pid != os.getpid():
             return True
-        if self._late is not None and not self._late.done.is_set():
-            return False
         self._jobs.put(None)
-        self._thread.join(self.seconds)
+        if self._late is None or self._late.done.is_set():
+            self._thread.join(self.seconds)
         return not self._thread.is_alive()
 
     def _begin_in_this_process(self) -> None:
@@ -83,7 +85,9 @@ class Guard:
     def _thread_alive(self) -> None:
         if self._thread is None or not self._thread.is_alive():
             # A daemon: a call that hangs for good must not keep the process from ending.
-            self._thread = threading.Thread(target=_serve, args=(self._jobs,), daemon=True)
+            self._thread = threading.Thread(
+                target=_serve, args=(self._jobs,), name=THREAD_NAME, daemon=True
+            )
             self._thread.start()
 
     def _hanging(self) -> Unavailable:

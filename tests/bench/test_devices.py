@@ -151,8 +151,8 @@ def test_what_the_binding_lacks_is_a_reason(nvml, monkeypatch):
 
 def test_a_module_that_only_calls_itself_pynvml_is_told(monkeypatch):
     monkeypatch.delattr(pynvml, "_nvmlGetFunctionPointer")
-    devices = open_devices()
-    assert "pip uninstall pynvml" in devices.unavailable.reason and not devices
+    with open_devices() as devices:
+        assert "pip uninstall pynvml" in devices.unavailable.reason and not devices
 
 
 @pytest.mark.parametrize(
@@ -259,8 +259,11 @@ def test_closing_while_a_call_hangs_leaves_nvml_open_under_it(nvml):
     devices.close()
     assert nvml.inits == 1
     assert "closed" in devices[0].read()["power_watts"].reason
+    thread = devices.guard._thread
+    assert thread.is_alive()
     clock.set(3.0)
-    devices.guard._late.done.wait(5)
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def test_a_start_that_hangs_is_a_reason(nvml):
@@ -270,6 +273,7 @@ def test_a_start_that_hangs_is_a_reason(nvml):
     nvml.clock.set(1.0)
     devices.guard._late.done.wait(5)
     assert len(devices) == 0
+    devices.close()
 
 
 def test_openings_are_counted_and_closing_twice_is_once(nvml):

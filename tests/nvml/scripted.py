@@ -31,11 +31,14 @@ import os
 import struct
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
 import pynvml
+
+from bench.devices.guard import THREAD_NAME
 
 SOURCE = Path(__file__).with_name("scripted_nvml.c")
 SONAME = "libnvidia-ml.so.1"
@@ -167,7 +170,11 @@ class ScriptedNvml:
 
     def restore(self) -> None:
         """Shut down what a test left open, and make binding and environment forget it."""
-        self.clock.set(1e9)  # calls that hang return
+        self.clock.set(1e9)  # calls that hang return, and what they held up goes on to its end
+        for thread in threading.enumerate():
+            if thread.name == THREAD_NAME:
+                thread.join(10)
+                assert not thread.is_alive(), "a test left devices open: close them"
         while self.library is not None and self.inits:
             self.library.nvmlShutdown()
         forget_library()
