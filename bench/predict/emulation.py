@@ -41,6 +41,7 @@ from zo_core import noise
 from zo_core.base import Param, Piece, Term, is_fake
 from zo_core.estimators import block_scaled
 from zo_core.noise import cpu, gpu, low_rank_cpu, reference, rows_cpu
+from zo_core.noise.low_rank import Product
 from zo_core.perturbers import by_rows, elsewhere
 from zo_core.structured import low_rank, magnitude
 
@@ -194,13 +195,15 @@ def _nothing_of_fakes(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _factor_laid_out(kernel: Callable[..., None]) -> Callable[..., None]:
-    """Return the kernel, of fake tensors with what it holds: a factor laid out anew."""
+    """Return the kernel, of fake tensors with what it holds: factors laid out anew."""
 
-    def write(source: Tensor, outs: Sequence[Tensor], u: Tensor, v: Tensor) -> None:
-        if is_fake(source):
-            v.detach().t().contiguous()
+    def write(products: Sequence[Product]) -> None:
+        if any(is_fake(one.source) for one in products):
+            # Bound to a name, so that they are held at once.
+            laid_out = [one.v.detach().t().contiguous() for one in products]
+            del laid_out
         else:
-            kernel(source, outs, u, v)
+            kernel(products)
 
     return write
 

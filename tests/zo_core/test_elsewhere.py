@@ -13,6 +13,7 @@ from zo_core import Closure, Params, directions, methods, noise
 from zo_core.base import Look, Param, Piece, Term
 from zo_core.estimators.two_point import both_sides
 from zo_core.noise import low_rank
+from zo_core.noise.low_rank import Product
 from zo_core.perturbers import by_rows, elsewhere
 from zo_core.perturbers.batched import Batched
 from zo_core.perturbers.by_rows import Looks
@@ -550,10 +551,14 @@ def test_the_low_rank_kernel_has_the_bits_of_torch(dtype, shape, rank, threads):
         torch.set_num_threads(threads)
         for kernel in (True, False):
             outs = [torch.empty_like(source) for _ in range(2)]
-            low_rank.write(source, outs, u, v, rows=16, kernel=kernel)
-            alone = source.clone()
-            low_rank.write(alone, [alone], u, v, rows=16, kernel=kernel)
-            ends.append([*outs, alone])
+            alone, other = source.clone(), draws((5, shape[1]), dtype)
+            products = [
+                Product(source, outs, u, v),
+                Product(alone, [alone], u, v),
+                Product(other, [other], draws((5, rank)), v),
+            ]
+            low_rank.write(products, piece=16 * shape[1], kernel=kernel)
+            ends.append([*outs, alone, other])
     finally:
         torch.set_num_threads(usual)
     assert all(map(torch.equal, *ends)) and torch.equal(ends[0][0], ends[0][2])

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 _ALIGN = 32 * WORDS  # ranges start where a block starts, whatever the law
 _ALONE = 1 << 18  # elements that a thread finishes sooner (0.1 ms) than it hands them over
 _LEAST = 1 << 13  # elements that take as long as a tensor does however small it is
-_TURNS = 4  # that a thread has, so that none waits long for one that came late
+TURNS = 4
+"""That a thread has at a job, so that none waits long for one that came late."""
 _MASK = (1 << 64) - 1
 
 
@@ -145,7 +146,7 @@ class _Job:
 
         kernels, work = _kernels(), self._work
         threads = max(1, min(torch.get_num_threads(), work // _ALONE))
-        longest = work if threads == 1 else max(_ALONE // 2, work // (_TURNS * threads))
+        longest = work if threads == 1 else max(_ALONE // 2, work // (TURNS * threads))
         if self._cut is None or self._cut[0] != longest:
             self._cut = longest, _rows(self._flats, longest)
         rows = self._cut[1]
@@ -156,29 +157,55 @@ class _Job:
         job[: kernels.HEAD] = 0, 0, job.size, len(rows), kernels.LAWS[self._name], len(terms)
         job[kernels.HEAD : end] = rows.reshape(-1)
         job[end:] = [*seeds, *bits.tolist()]
-        like, two, bounded, kernel = self._like, self._two, self._bounded, None
-        if team.possible():  # loaded at the first call, however small: a measured run begins so
-            kernel = kernels.team_of(like.dtype.type, two is not None, bounded is not None)
-        if kernel is not None and threads > 1 and team.available():
-            # OpenMP ends threads that a smaller team has no place for; torch would start new ones.
-            team.run(kernel.address, job.ctypes.data, torch.get_num_threads())
-            _check_done(int(job[kernels.DONE]), len(rows))
-        else:
-            alive = [t.detach() for flat in self._flats for t in (flat.source, *flat.outs)]
+        flats, like, two, bounded = self._flats, self._like, self._two, self._bounded
 
-            def work_on(*_: int) -> None:
-                if alive:  # why: a job holds addresses, and may outlive an interrupted caller
-                    kernels.write_rows(job, like, two, bounded)
+        def compiled() -> Any:
+            return kernels.team_of(like.dtype.type, two is not None, bounded is not None)
 
-            _run(work_on, [(0, 0)] * threads)
+        def work_on(*_: int) -> None:
+            if flats:  # why: see share
+                kernels.write_rows(job, like, two, bounded)
+
+        share(job, len(rows), threads, compiled, work_on)
         torch.autograd.graph.increment_version(self._outs)
 
 
-def _check_done(done: int, rows: int) -> None:
-    if done != rows:
+def share(
+    job: np.ndarray[Any, Any],
+    pieces: int,
+    threads: int,
+    compiled: Callable[[], Any],
+    work_on: Callable[[int, int], None],
+) -> None:
+    """Let ``threads`` threads do the pieces of a job, each the next one that is left.
+
+    Args:
+        job: uint64; the first two numbers count pieces that are taken, and done.
+        pieces: how many there are.
+        threads: 1 or more.
+        compiled: returns what does so as a C function of the job's address, for ``team``.
+        work_on: does so in threads of ours. It must hold what the job has addresses of: it may
+            outlive an interrupted caller.
+
+    Raises:
+        MemoryError: there was no room for a kernel's scratch.
+
+    """
+    # Loaded at the first call, however small: a measured run begins so.
+    kernel = compiled() if team.possible() else None
+    if kernel is not None and threads > 1 and team.available():
+        # OpenMP ends threads that a smaller team has no place for; torch would start new ones.
+        team.run(kernel.address, job.ctypes.data, torch.get_num_threads())
+        _check_done(int(job[1]), pieces)
+    else:
+        _run(work_on, [(0, 0)] * threads)
+
+
+def _check_done(done: int, pieces: int) -> None:
+    if done != pieces:
         raise MemoryError(
-            f"Expected {rows} pieces of weights to be perturbed, got {done}: the noise kernel had "
-            "no room for its scratch. Free some memory, and load the weights anew."
+            f"Expected {pieces} pieces of weights to be perturbed, got {done}: the noise kernel "
+            "had no room for its scratch. Free some memory, and load the weights anew."
         )
 
 

@@ -30,6 +30,7 @@ from zo_core.noise.vector import UNITS, halves, sums, unit, words
 
 __all__ = [
     "LAWS",
+    "compiled_for_team",
     "halves",
     "jit",
     "team_of",
@@ -453,8 +454,8 @@ def _bound_by_type(row: Any, bounded: Any) -> Any:
     return lambda row, bounded: _u32(row[6]).view(np.float32)
 
 
-HEAD, ROW, DONE = 6, 7, 1
-"""Numbers of a job's head, and of a row of it; which of the head says how many rows are done."""
+HEAD, ROW = 6, 7
+"""Numbers of a job's head, and of a row of it."""
 
 
 @jit
@@ -482,7 +483,7 @@ def write_rows(job: Array, like: Array, two: Any, bounded: Any) -> None:
         outs, bound = _sides(like, row, two), _bound(row, bounded)
         first, key = int(np.int64(row[4])), row[5]
         write(source, outs, bound, law, first, key, seeds, coefficients)
-        _counted(job[DONE:])
+        _counted(job[1:])
 
 
 @functools.cache
@@ -498,6 +499,11 @@ def team_of(kind: type, two: bool, bounded: bool) -> Any:
         length = _carray(job, (HEAD,), np.uint64)[2]
         write_rows(_carray(job, (length,), np.uint64), _carray(job, (0,), kind), some, other)
 
+    return compiled_for_team(work)
+
+
+def compiled_for_team(work: Callable[[Any], None]) -> Any:
+    """Return ``void work(void *)`` as a C function; it is kept on disk as ``jit`` does."""
     try:
         return numba.cfunc(types.void(types.voidptr), cache=True)(work)
     except RuntimeError:  # as for jit

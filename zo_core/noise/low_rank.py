@@ -9,11 +9,25 @@ of the matrix.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from zo_core.noise import cpu
+
+
+class Product(NamedTuple):
+    """A matrix, where ``source + u v^T`` is written, and with two outs ``source - u v^T``."""
+
+    source: Tensor
+    """Shape (m, n), contiguous."""
+    outs: Sequence[Tensor]
+    """One or two tensors like it; the first may be ``source`` itself."""
+    u: Tensor
+    """Shape (m, r), contiguous, float32 (float64 for float64 weights)."""
+    v: Tensor
+    """Shape (n, r), of the same dtype."""
 
 
 def product(u: Tensor, v: Tensor) -> Tensor:
@@ -24,32 +38,34 @@ def product(u: Tensor, v: Tensor) -> Tensor:
     return total
 
 
-def write(
-    source: Tensor, outs: Sequence[Tensor], u: Tensor, v: Tensor, rows: int, kernel: bool = True
-) -> None:
-    """Write ``source + u v^T``, and with two ``outs`` ``source - u v^T`` as well.
+def write(products: Sequence[Product], piece: int, kernel: bool = True) -> None:
+    """Write products: all that the fast form takes, in one call of it.
 
     Args:
-        source: shape (m, n), contiguous.
-        outs: one or two tensors like it; the first may be ``source`` itself.
-        u: shape (m, r), float32 (float64 for float64 weights).
-        v: shape (n, r), of the same dtype.
-        rows: that the torch form, the reference, works on at a time: it holds three times as many.
+        products: what to write.
+        piece: elements that the torch form, the reference, works on at a time, or a row: it holds
+            three times as many.
         kernel: whether the fast form may be taken.
 
     """
-    if kernel and cpu.takes(source) and source.dtype != torch.float64 and not cpu.available():
+    taken: list[Product] = []
+    others: list[Product] = []
+    for one in products:
+        fast = kernel and cpu.takes(one.source) and one.source.dtype != torch.float64
+        (taken if fast and not cpu.available() else others).append(one)
+    if taken:
         from zo_core.noise import (
             low_rank_cpu,
         )  # why here: it imports numba, an optional dependency
 
-        low_rank_cpu.write(source, outs, u, v)
-        return
-    for start in range(0, len(source), rows):
-        part = slice(start, start + rows)
-        change = product(u[part], v)
-        for out, new in zip(outs, _both_sides(source[part], change), strict=False):
-            out[part].copy_(new)
+        low_rank_cpu.write(taken)
+    for source, outs, u, v in others:
+        rows = max(1, piece // source.shape[1])
+        for start in range(0, len(source), rows):
+            part = slice(start, start + rows)
+            change = product(u[part], v)
+            for out, new in zip(outs, _both_sides(source[part], change), strict=False):
+                out[part].copy_(new)
 
 
 def _both_sides(old: Tensor, change: Tensor) -> Iterator[Tensor]:

@@ -7,23 +7,32 @@ or ``vector`` change.
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from zo_core.noise import cpu
-from zo_core.noise.cpu_kernels import _apply, _part, jit
+from zo_core.noise.cpu_kernels import (
+    _apply,
+    _array_at,
+    _carray,
+    _counted,
+    _part,
+    _sides,
+    compiled_for_team,
+    jit,
+)
+from zo_core.noise.low_rank import Product
 
 Array = np.ndarray[Any, Any]
 
 _f32 = np.float32
 _ZERO = _f32(0.0)
 _COLUMNS = 4096
-_ROWS = 16  # of weights at least that a thread gets
+_ALONE = 1 << 16  # elements that a thread finishes sooner than it hands them over
 
 
 @jit
@@ -64,18 +73,79 @@ def _rows(source: Array, outs: Any, u: Array, v: Array) -> None:
             _apply(source[low:high], _part(outs, low, high), total, None)
 
 
-def write(source: Tensor, outs: Sequence[Tensor], u: Tensor, v: Tensor) -> None:
+HEAD, ROW = 4, 8
+"""Numbers of a job's head, and of a row of it."""
+
+
+@jit
+def write_rows(job: Array, like: Array, two: Any) -> None:
+    """Write rows of matrices of the dtype of ``like`` until none is left; see ``cpu.share``.
+
+    The head of ``job``, uint64, is how many parts are taken, and done, how many numbers there are,
+    and parts. A part is where the source, its outs, U and V laid out as (r, n) begin (the second
+    out is written where ``two`` is not None), and how many elements, columns and ranks there are.
+    """
+    factors = np.empty(0, np.float32)
+    while True:
+        taken = np.int64(_counted(job))
+        if taken >= np.int64(job[3]):
+            return
+        part = job[HEAD + taken * ROW : HEAD + (taken + 1) * ROW]
+        size, columns, rank = np.int64(part[3]), np.int64(part[6]), np.int64(part[7])
+        rows = size // columns
+        source = _array_at(like, part[0], size)
+        u = _array_at(factors, part[4], rows * rank).reshape(rows, rank)
+        v = _array_at(factors, part[5], rank * columns).reshape(rank, columns)
+        _rows(source, _sides(like, part, two), u, v)
+        _counted(job[1:])
+
+
+@functools.cache
+def _team_of(kind: type, two: bool) -> Any:
+    """Return ``write_rows`` as a C function, as ``cpu_kernels.team_of`` does."""
+    some = True if two else None
+
+    def work(job: Any) -> None:
+        length = _carray(job, (HEAD,), np.uint64)[2]
+        write_rows(_carray(job, (length,), np.uint64), _carray(job, (0,), kind), some)
+
+    return compiled_for_team(work)
+
+
+def write(products: Sequence[Product]) -> None:
     """Do as ``low_rank.write`` on as many threads as torch has; scratch is V again, and 16 KiB."""
-    columns = source.shape[1]
-    arrays = [cpu._array(t.view(-1)) for t in (source, *outs)]
-    left, right = u.detach().numpy(), v.detach().t().contiguous().numpy()
-    threads = min(torch.get_num_threads(), max(1, len(source) // _ROWS))
-    edges = [len(source) * i // threads for i in range(threads + 1)]
+    kinds: dict[tuple[torch.dtype, int], list[Product]] = {}
+    for one in products:
+        kinds.setdefault((one.source.dtype, len(one.outs)), []).append(one)
+    for some in kinds.values():
+        _write(some)
 
-    def work(low: int, high: int) -> None:
-        part, *parts = (a[low * columns : high * columns] for a in arrays)
-        _rows(part, tuple(parts), left[low:high], right)
 
-    cpu._run(work, list(itertools.pairwise(edges)))
-    for out in outs:
-        torch.autograd.graph.increment_version(out)
+def _write(products: Sequence[Product]) -> None:
+    laid_out = [one.v.detach().t().contiguous() for one in products]
+    work = sum(one.source.numel() for one in products)
+    threads = max(1, min(torch.get_num_threads(), work // _ALONE))
+    longest = max(_ALONE // 2, work // (cpu.TURNS * threads))
+    parts: list[tuple[int, ...]] = []
+    for (source, outs, u, _), v in zip(products, laid_out, strict=True):
+        columns, rank = source.shape[1], u.shape[1]
+        first, second = outs[0].data_ptr(), outs[-1].data_ptr()
+        rows, item = max(1, longest // columns), source.itemsize
+        for low in range(0, len(source), rows):
+            size, at = min(rows, len(source) - low) * columns, low * columns * item
+            row_of_u = u.data_ptr() + low * rank * u.itemsize
+            ends = source.data_ptr() + at, first + at, second + at
+            parts.append((*ends, size, row_of_u, v.data_ptr(), columns, rank))
+    job = np.empty(HEAD + ROW * len(parts), np.uint64)
+    job[:HEAD] = 0, 0, job.size, len(parts)
+    job[HEAD:] = np.array(parts, np.uint64).reshape(-1)
+    like, two = cpu._array(products[0].source.view(-1)[:0]), len(products[0].outs) == 2 or None
+
+    def work_on(*_: int) -> None:
+        if products and laid_out:  # why: see cpu.share
+            write_rows(job, like, two)
+
+    cpu.share(
+        job, len(parts), threads, lambda: _team_of(like.dtype.type, two is not None), work_on
+    )
+    torch.autograd.graph.increment_version([out for one in products for out in one.outs])

@@ -22,7 +22,13 @@ from zo_core import noise
 from zo_core.base import Copies, Distribution, Param, Piece, Term, derive_seed, is_fake
 from zo_core.noise import low_rank
 from zo_core.noise import rows as noise_rows
+from zo_core.noise.low_rank import Product
 from zo_core.structured import by_pieces
+
+_FACTORS = 1 << 19  # elements of factors that are drawn, and used, at once: 2 MiB
+
+_Rows = tuple[Piece, int, int]
+"""A piece, and of one of its tensor's factors the first row and how many."""
 
 
 @dataclass(frozen=True)
@@ -57,38 +63,45 @@ class LowRank(Distribution):
     ) -> None:
         row, column = divmod(piece.first + start, columns)
         width = min(columns, block.numel())
-        u = self._u(piece, row, block.numel() // width, terms)
-        v = self._v(piece, column, width)
+        (u,) = self._u([(piece, row, block.numel() // width)], terms)
+        (v,) = self._v([(piece, column, width)])
         block.view(-1, width).copy_(low_rank.product(u, v))
 
-    def _u(self, piece: Piece, first: int, count: int, terms: Sequence[Term]) -> Tensor:
-        """Return rows of U, summed over the terms and over sqrt(rank): shape (count, rank)."""
+    def _u(self, rows: Sequence[_Rows], terms: Sequence[Term]) -> list[Tensor]:
+        """Return rows of U of each, summed over terms and over sqrt(rank): (count, rank)."""
         root = self.rank**0.5
-        own = [Term(derive_seed(t.seed, "U"), t.coefficient / root) for t in terms]
-        return self._factor(piece, first, count, own)
+        return self._factors(
+            rows, [Term(derive_seed(t.seed, "U"), t.coefficient / root) for t in terms]
+        )
 
-    def _v(self, piece: Piece, first: int, count: int) -> Tensor:
-        """Return rows of V, shape (count, rank)."""
-        return self._factor(piece, first, count, [Term(derive_seed(self.v_seed, "V"), 1.0)])
+    def _v(self, rows: Sequence[_Rows]) -> list[Tensor]:
+        """Return rows of V of each, shape (count, rank)."""
+        return self._factors(rows, [Term(derive_seed(self.v_seed, "V"), 1.0)])
 
-    def _factor(self, piece: Piece, first: int, count: int, terms: Sequence[Term]) -> Tensor:
-        like = piece.part.new_empty(1).expand(count * self.rank)
-        flat = noise.draw(Piece(piece.param, like, first * self.rank), "gaussian", terms)
-        return flat.view(count, self.rank)
+    def _factors(self, rows: Sequence[_Rows], terms: Sequence[Term]) -> list[Tensor]:
+        drawn: list[Copies] = []
+        for piece, first, count in rows:
+            flat = piece.part.new_zeros(count * self.rank, dtype=piece.wide)
+            drawn.append((Piece(piece.param, flat, first * self.rank), (flat,)))
+        noise.prepared(drawn, "gaussian")(terms)
+        return [flat.view(-1, self.rank) for _, (flat,) in drawn]
 
     def add_(self, params: Sequence[Param], terms: Sequence[Term]) -> None:
         """Add ``sum_k c_k u(seed_k)`` to ``params`` in one pass."""
         if not terms:
             return
         matrices = [param for param in params if columns_of(param, self.rank)]
+        together: list[Copies] = []
         with torch.no_grad():
             noise.add_([p for p in params if not columns_of(p, self.rank)], "gaussian", terms)
             for param in matrices:
                 if param.tensor.is_contiguous() and not is_fake(param.tensor):
                     flat = param.tensor.detach().view(-1)
-                    self.write(Piece(param, flat, 0), (flat,), terms)
+                    together.append((Piece(param, flat, 0), (flat,)))
                 else:
                     noise.add_by_pieces_((param,), self, terms)
+            for group in _groups(together, self.rank):
+                self._write(group, terms)
 
     def write(self, piece: Piece, outs: Sequence[Tensor], terms: Sequence[Term]) -> None:
         """Write ``piece`` plus (and minus) ``sum_k c_k u(seed_k)`` elsewhere, in one pass."""
@@ -98,19 +111,18 @@ class LowRank(Distribution):
         elif piece.first % columns or piece.part.numel() % columns:  # not of whole rows
             by_pieces.write(self, piece, outs, terms)
         else:
-            row, height = piece.first // columns, piece.part.numel() // columns
-            u = self._u(piece, row, height, terms)
-            self._write_product(piece.part.view(height, columns), outs, u, piece)
+            self._write([(piece, outs)], terms)
 
     def prepared(self, writes: Sequence[Copies]) -> Callable[[Sequence[Term]], None]:
-        """Return what writes many pieces: those of plain entries, in one call of the kernel."""
+        """Return what writes many pieces, all of whole rows, in few calls of the kernels."""
         low = [one for one in writes if columns_of(one[0].param, self.rank)]
         plain = [one for one in writes if not columns_of(one[0].param, self.rank)]
-        parts = noise.prepared(plain, "gaussian"), Distribution.prepared(self, low)
+        write_plain, groups = noise.prepared(plain, "gaussian"), _groups(low, self.rank)
 
         def write(terms: Sequence[Term]) -> None:
-            for part in parts:
-                part(terms)
+            write_plain(terms)
+            for group in groups:
+                self._write(group, terms)
 
         return write
 
@@ -118,20 +130,45 @@ class LowRank(Distribution):
         self, param: Param, rows: Tensor, outs: Sequence[Tensor], terms: Sequence[Term]
     ) -> None:
         """Write rows of a matrix plus (and minus) ``sum_k c_k u(seed_k)`` elsewhere."""
-        if not columns_of(param, self.rank):
+        columns = columns_of(param, self.rank)
+        if not columns:
             noise_rows.write(param, rows, outs, "gaussian", terms)
             return
         whole = Piece(param, param.tensor.detach().view(-1), 0)
-        u = self._u(whole, 0, len(param.tensor), terms)
-        self._write_product(param.tensor.detach()[rows], outs, u[rows], whole)
+        (u,), (v,) = (
+            self._u([(whole, 0, len(param.tensor))], terms),
+            self._v([(whole, 0, columns)]),
+        )
+        piece = noise.piece_of(param.tensor.device)
+        low_rank.write([Product(param.tensor.detach()[rows], outs, u[rows], v)], piece)
 
-    def _write_product(
-        self, source: Tensor, outs: Sequence[Tensor], u: Tensor, piece: Piece
-    ) -> None:
-        columns = source.shape[1]
-        v = self._v(piece, 0, columns)
-        rows = max(1, noise.piece_of(source.device) // columns)
-        low_rank.write(source, [out.view(source.shape) for out in outs], u, v, rows)
+    def _write(self, writes: Sequence[Copies], terms: Sequence[Term]) -> None:
+        """Write pieces of whole rows."""
+        rows, columns = [], []
+        for piece, _ in writes:
+            n = columns_of(piece.param, self.rank)
+            rows.append((piece, piece.first // n, piece.part.numel() // n))
+            columns.append((piece, 0, n))
+        factors = zip(writes, self._u(rows, terms), self._v(columns), strict=True)
+        products = [
+            Product(piece.part.view(len(u), len(v)), [o.view(len(u), len(v)) for o in outs], u, v)
+            for (piece, outs), u, v in factors
+        ]
+        low_rank.write(products, noise.piece_of(writes[0][0].part.device))
+
+
+def _groups(writes: Sequence[Copies], rank: int) -> list[list[Copies]]:
+    """Cut a list so that the factors of a group are few: at most ``_FACTORS``, or a matrix's."""
+    groups: list[list[Copies]] = []
+    left = 0
+    for one in writes:
+        size = _factor_elements(one[0].param, rank)
+        if size > left:
+            groups.append([])
+            left = _FACTORS
+        groups[-1].append(one)
+        left -= size
+    return groups
 
 
 def columns_of(param: Param, rank: int) -> int:
@@ -144,17 +181,22 @@ def columns_of(param: Param, rank: int) -> int:
 
 
 def scratch_bytes(params: Sequence[Param], rank: int) -> int:
-    """Bound what is held meanwhile: pieces of products and sums, U, and V twice."""
-    factors, pieces = 0, 0
+    """Bound what is held meanwhile: pieces of products and sums, U and V, and V again."""
+    sizes = [_factor_elements(param, rank) for param in params]
+    factors = max(min(sum(sizes), _FACTORS), *sizes)
+    pieces = 0
     for param in params:
         columns = columns_of(param, rank)
         if columns:
-            rows = param.tensor.numel() // columns
-            factors = max(factors, (rows + 2 * columns) * rank)
             most = max(columns, noise.piece_of(param.tensor.device))
             pieces = max(pieces, min(param.tensor.numel(), most))
     widest = max(8 if p.tensor.dtype == torch.float64 else 4 for p in params)
-    return (3 * pieces + factors) * widest
+    return (3 * pieces + 2 * factors) * widest
+
+
+def _factor_elements(param: Param, rank: int) -> int:
+    columns = columns_of(param, rank)
+    return (param.tensor.numel() // columns + columns) * rank if columns else 0
 
 
 def _blocks(first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
