@@ -133,6 +133,11 @@ class Params(Sequence[Param]):
         return tuple(p.tensor for p in self._items)
 
     @property
+    def addresses(self) -> tuple[tuple[int, torch.dtype, torch.Size, bool], ...]:
+        """Where plain tensors lie and how: it differs once one is moved, cast or laid out anew."""
+        return tuple((t.data_ptr(), t.dtype, t.shape, t.is_contiguous()) for t in self.tensors)
+
+    @property
     def elements(self) -> int:
         """How many numbers are trained."""
         return sum(p.tensor.numel() for p in self._items)
@@ -336,6 +341,10 @@ class Distribution(Protocol):
 
     law: str | None = None
     """The noise kernel's name of it, where an entry is one number of that kernel, no more."""
+
+    lasting: bool = False
+    """Whether what ``prepared`` returns may be kept from step to step: it holds weights, where
+    they are written, and a few numbers, and distributions that are equal write the same."""
 
     @property
     def name(self) -> str:

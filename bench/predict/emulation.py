@@ -40,7 +40,7 @@ from bench.models import random_weights
 from zo_core import noise
 from zo_core.base import Param, Piece, Term, is_fake
 from zo_core.estimators import block_scaled
-from zo_core.noise import cpu, gpu, low_rank_cpu, reference, rows_cpu
+from zo_core.noise import cpu, gpu, low_rank_cpu, reference
 from zo_core.noise.low_rank import Product
 from zo_core.perturbers import by_rows, elsewhere
 from zo_core.structured import low_rank, magnitude
@@ -111,7 +111,7 @@ def _noise(device: Device) -> list[Patch]:
                     (cpu, "write"),
                     (cpu, "prepared"),
                     (cpu, "write_rounded"),
-                    (rows_cpu, "write"),
+                    (cpu, "write_rows"),
                 )
             ),
             (low_rank_cpu, "write", _factor_laid_out(low_rank_cpu.write)),

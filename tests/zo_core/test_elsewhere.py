@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import contextmanager
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zo_core import Closure, Params, directions, methods, noise
 from zo_core.base import Look, Param, Piece, Term
+from zo_core.directions.gaussian import Gaussian
 from zo_core.estimators.two_point import both_sides
 from zo_core.noise import low_rank
 from zo_core.noise.low_rank import Product
@@ -351,6 +356,8 @@ def assert_runs_as_in_place(module: nn.Module) -> None:
     params, points, x = Params.of(module), both_sides(1, 0.3), torch.randn(2, 6)
     loss = Closure(lambda: module(x).square().sum())
     seen = InForward().losses(params, loss, Look(GAUSSIAN, points))
+    assert params in elsewhere._kept
+    assert InForward().losses(params, loss, Look(GAUSSIAN, points)) == seen  # in the same room
     for value, point in zip(seen, points, strict=True):
         clean = [t.detach().clone() for t in params.tensors]
         GAUSSIAN.add_(params, point)
@@ -581,6 +588,196 @@ def test_a_low_rank_direction_is_that_of_its_pieces():
     assert torch.equal(*strided.tensors, *whole.tensors)
 
 
+# what is kept from one look to the next ----------------------------------------------------------
+
+
+class Prepared(type(GAUSSIAN)):
+    """Counts how often writing was prepared."""
+
+    times: ClassVar[list[int]] = []
+
+    def prepared(self, writes):
+        self.times.append(len(writes))
+        return super().prepared(writes)
+
+
+@pytest.fixture
+def prepared():
+    Prepared.times.clear()
+    return Prepared()
+
+
+def look_at(module, along, perturber=None, seed=1, params=None) -> list[float]:
+    closure = Closure(
+        lambda: module(X).mean(),
+        tiled=lambda n: module(X.repeat(n, 1)).view(n, len(X), -1).mean((1, 2)),
+    )
+    look = Look(along, both_sides(seed, 0.3))
+    return (perturber or InForward()).losses(params or Params.of(module), closure, look)
+
+
+X = torch.linspace(-1, 1, 12).view(3, 4)
+
+
+def kept_net() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 5)))
+
+
+@pytest.mark.parametrize("perturber", [InForward(), Batched()], ids=repr)
+def test_a_second_look_prepares_nothing_and_sees_the_same(perturber, prepared):
+    module = kept_net()
+    params = Params.of(module)
+    look_at(module, prepared, perturber, params=params)
+    before = len(Prepared.times)
+    again = [look_at(module, prepared, perturber, seed, params) for seed in (1, 2)]
+    assert before and len(Prepared.times) == before
+    assert again == [look_at(module, GAUSSIAN, perturber, seed) for seed in (1, 2)]
+
+
+def moved(module, params):
+    for tensor in params.tensors:
+        tensor.data = tensor.data.clone()
+
+
+def cast(module, params):
+    module.bfloat16()
+
+
+def other_values(module, params):
+    moved(module, params)
+    params.tensors[0].data *= 3
+
+
+def tied(module, params):
+    module[1] = nn.Sequential(module[1][0], module[1][0], module[1][1])
+
+
+def own_forward(module, params):
+    linear = module[1][0]
+    linear.forward = lambda x: nn.functional.linear(x, linear.weight) * 2
+
+
+@pytest.mark.parametrize("change", [moved, cast, other_values, tied, own_forward])
+@pytest.mark.parametrize("perturber", [InForward(), Batched()], ids=repr)
+def test_a_room_is_not_used_again_where_it_would_not_fit(perturber, change, prepared):
+    module = kept_net()
+    params = Params.of(module)
+    look_at(module, prepared, perturber, params=params)
+    before = len(Prepared.times)
+    change(module, params)
+    x = X.to(params.tensors[0].dtype)
+    closure = Closure(
+        lambda: module(x).float().mean(),
+        tiled=lambda n: module(x.repeat(n, 1)).float().view(n, len(x), -1).mean((1, 2)),
+    )
+    clean = [t.detach().clone() for t in params.tensors]
+    look = Look(prepared, both_sides(2, 0.3))
+    seen = perturber.losses(params, closure, look)
+    assert len(Prepared.times) > before
+    assert all(map(torch.equal, clean, params.tensors))
+    elsewhere._kept.clear()
+    assert seen == perturber.losses(params, closure, look)
+
+
+def test_a_room_has_no_memory_between_looks_and_knows_nobody():
+    module, law = kept_net(), Gaussian()
+    params = Params.of(module)
+    look_at(module, law, params=params)
+    (_, room) = elsewhere._kept[params]
+    assert all(b.untyped_storage().nbytes() == 0 for b in room._buffers.values())
+    assert not room._seen and not room._away and not any(room._used.values())
+    gone = weakref.ref(params)
+    del params, room, _
+    gc.collect()
+    assert gone() is None and not any(key is None for key in elsewhere._kept)
+
+
+@pytest.mark.parametrize("hold", [lambda t: t, lambda t: t.view(-1), Tensor.numpy])
+@pytest.mark.parametrize("since", [0, 1, 2])
+def test_a_copy_that_somebody_keeps_has_memory(hold, since):
+    """As hooks do that look at weights: they see the copy, and what is written there later."""
+    module, seen, looks = kept_net(), [], []
+    params = Params.of(module)
+
+    def keeps(linear, *_):
+        if len(looks) >= since:
+            seen.append(hold(linear.weight.detach()))
+
+    module[1][0].register_forward_hook(keeps)
+    for _ in range(3):
+        looks.append(look_at(module, GAUSSIAN, params=params))
+        assert (params in elsewhere._kept) == (len(looks) <= since)
+    assert looks[0] == looks[1] == looks[2]
+    assert all(np.isfinite(np.asarray(one)).all() for one in seen)
+    assert len({np.asarray(one).ctypes.data for one in seen}) == 3 - since
+    seen.clear()
+    module[1][0]._forward_hooks.clear()
+    assert look_at(module, GAUSSIAN, params=params) == looks[0] and params in elsewhere._kept
+
+
+def test_a_look_that_was_cut_short_leaves_no_room(prepared):
+    module = kept_net()
+    params = Params.of(module)
+    look_at(module, prepared, params=params)
+    with pytest.raises(ZeroDivisionError):
+        InForward().losses(params, Closure(lambda: 1 / 0), Look(prepared, both_sides(1, 0.3)))
+    assert params not in elsewhere._kept
+    assert look_at(module, prepared, params=params) == look_at(module, GAUSSIAN)
+
+
+def test_directions_that_hold_tensors_are_not_kept():
+    module = kept_net()
+    params = Params.of(module)
+    law = Kept(GAUSSIAN, 1, {p.key: torch.ones_like(p.tensor) for p in params})
+    held = weakref.ref(next(iter(law.tensors.values())))
+    look_at(module, law, params=params)
+    del law
+    gc.collect()
+    assert held() is None
+
+
+class Prompt(nn.Module):
+    """Returns its weight, beside what comes in."""
+
+    def __init__(self, view: bool) -> None:
+        super().__init__()
+        self.weight, self.view = nn.Parameter(torch.randn(9, 9)), view
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.weight.t() if self.view else self.weight, x
+
+
+class Beside(nn.Module):
+    """Multiplies by what another module returned, after the next one has run."""
+
+    def __init__(self, view: bool) -> None:
+        super().__init__()
+        self.prompt, self.linear = Prompt(view), nn.Linear(6, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        prompt, x = self.prompt(x)
+        return self.linear(x) @ prompt
+
+
+@pytest.mark.parametrize("view", [True, False])
+@pytest.mark.parametrize("together", [0, 1 << 24])
+def test_a_copy_that_a_module_returns_is_not_written_over(view, together, monkeypatch):
+    monkeypatch.setattr(elsewhere, "_TOGETHER", together)
+    assert_runs_as_in_place(Beside(view))
+
+
+def test_calls_that_are_kept_are_counted(monkeypatch, prepared):
+    monkeypatch.setattr(elsewhere, "_PLACES", 1)
+    module = kept_net()
+    params = Params.of(module)
+    first = look_at(module, prepared, params=params)
+    (_, room) = elsewhere._kept[params]
+    before = len(Prepared.times)
+    assert look_at(module, prepared, params=params) == first
+    assert len(room._places) == 1 and len(Prepared.times) > before
+
+
 # large layers, by rows ---------------------------------------------------------------------------
 
 VOCABULARY = 700
@@ -608,6 +805,7 @@ def by_tiles(monkeypatch):
 
     def switch(on: bool) -> None:
         monkeypatch.setattr(by_rows, "LARGE", 1000 if on else 1 << 22)
+        elsewhere._kept.clear()  # rooms of layers that were large
 
     switch(True)
     return switch
@@ -901,6 +1099,7 @@ def test_noise_is_drawn_for_the_rows_that_are_asked_for_alone(perturber, by_tile
 def no_kernel_by_rows(monkeypatch):
     """Take the CPU for a device whose kernels write tiles alone."""
     monkeypatch.setattr(by_rows, "kernel_goes_by_rows", lambda device: False)
+    elsewhere._kept.clear()
 
 
 class Tiles(type(GAUSSIAN)):
@@ -909,10 +1108,15 @@ class Tiles(type(GAUSSIAN)):
     def __init__(self) -> None:
         object.__setattr__(self, "seen", [])
 
-    def write(self, piece, outs, terms):
-        if piece.param.name == "head.weight":
-            self.seen.append((piece.first // 6, len(piece.part) // 6))
-        super().write(piece, outs, terms)
+    def prepared(self, writes):
+        heads = [piece for piece, _ in writes if piece.param.name == "head.weight"]
+        write = super().prepared(writes)
+
+        def told(terms):
+            self.seen += [(piece.first // 6, len(piece.part) // 6) for piece in heads]
+            write(terms)
+
+        return told
 
     def write_rows(self, param, rows, outs, terms):
         raise AssertionError("no kernel writes rows here")

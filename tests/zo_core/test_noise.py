@@ -517,25 +517,25 @@ def torch_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class Endless(list):
-    """Terms that say that there are more of them than any memory holds."""
-
-    def __len__(self) -> int:
-        return 1 << 60
-
-
 @needs_numba
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numba says so too
 def test_a_kernel_without_memory_is_an_error_in_a_team_as_well(monkeypatch, torch_threads):
     if team._parallel() is None:
         pytest.skip("torch has no threads of GNU's OpenMP here")
+    begin = cpu._along
+
+    def endless(job, terms):  # more terms than any memory holds
+        begin(job, terms)
+        job[5] = 1 << 60
+
     monkeypatch.setattr(team, "available", lambda: True)
+    monkeypatch.setattr(cpu, "_along", endless)
     torch.set_num_threads(2)
     out = weights(1_000_003)
     with pytest.raises(
         MemoryError, match=r"^Expected \d+ pieces .* got 0: the noise kernel .*\.$"
     ):
-        cpu.write(out, (out,), "gaussian", KEY, Endless(TERMS["one"]))
+        cpu.write(out, (out,), "gaussian", KEY, TERMS["one"])
 
 
 @needs_numba
@@ -619,6 +619,75 @@ def test_ranges_cover_every_element_once_and_start_with_a_block():
 # ----------------------------------------------------------------------------- the one entrance
 
 KERNELS = ["torch", pytest.param("numba", marks=needs_numba), "auto"]
+
+
+def held(tensors: dict[str, torch.Tensor]) -> Params:
+    """Return tensors over which a pass has been made already, and taken back."""
+    params = Params(tensors.items())
+    before = [t.clone() for t in params.tensors]
+    noise.add_(params, "gaussian", TERMS["one"])
+    for tensor, was in zip(params.tensors, before, strict=True):
+        tensor.copy_(was)
+    return params
+
+
+def moved(params: Params) -> None:
+    for tensor in params.tensors:
+        tensor.data = tensor.data.clone()
+
+
+def cast(params: Params) -> None:
+    for tensor in params.tensors:
+        tensor.data = tensor.data.bfloat16()
+
+
+def turned(params: Params) -> None:
+    params.tensors[0].data = params.tensors[0].data.t()
+
+
+PASSES = {"same": {}, "other law": {"name": "rademacher"}, "bounded": {"thresholds": 0.5}}
+
+
+@pytest.mark.parametrize("how", PASSES)
+@pytest.mark.parametrize("change", [None, moved, cast, turned])
+def test_a_pass_that_is_made_again_has_the_bits_of_the_first(change, how, monkeypatch):
+    tensors = {"a": weights(600).view(20, 30), "b": weights(7)}
+    params = held(tensors)
+    if change is not None:
+        change(params)
+    options = {"name": "gaussian", **PASSES[how]}
+    if "thresholds" in options:
+        options["thresholds"] = {p.key: options["thresholds"] for p in params}
+    fresh = Params((p.name, p.tensor.clone()) for p in params)
+    prepared = []
+    real = cpu.prepared
+    monkeypatch.setattr(cpu, "prepared", lambda *a: prepared.append(1) or real(*a))
+    noise.add_(params, terms=TERMS["three"], **options)
+    assert bool(prepared) == (cpu.available() is not None or (change, how) != (None, "same"))
+    noise.add_(fresh, terms=TERMS["three"], kernel="torch", **options)
+    assert all(map(torch.equal, params.tensors, fresh.tensors))
+
+
+@needs_numba
+def test_what_is_prepared_finds_memory_that_lies_elsewhere_by_now():
+    source, buffer = weights(1000), torch.empty(1000)
+    write = cpu.prepared([cpu.Flat(source, (buffer[:],), KEY, 0, None)], "gaussian")
+    write(TERMS["one"])
+    wanted, was = buffer.clone(), buffer.data_ptr()
+    buffer.untyped_storage().resize_(0)
+    others = [torch.zeros(1000) for _ in range(50)]  # one of them where it was
+    buffer.untyped_storage().resize_(4000)
+    assert buffer.data_ptr() != was
+    write(TERMS["one"])
+    assert torch.equal(buffer, wanted) and not any(other.any() for other in others)
+
+
+def test_a_pass_that_is_kept_keeps_nobody_alive():
+    params = held({"a": weights(600)})
+    assert params in noise._held
+    gone = weakref.ref(params)
+    del params
+    assert gone() is None
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -23,6 +23,7 @@ class Gaussian(Distribution):
     """The distribution; the fastest kernel of the machine computes it, all with the same bits."""
 
     law = "gaussian"
+    lasting = True
 
     @property
     def name(self) -> str:

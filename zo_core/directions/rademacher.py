@@ -23,6 +23,7 @@ class Rademacher(Distribution):
     """The distribution; the fastest kernel of the machine computes it, all with the same bits."""
 
     law = "rademacher"
+    lasting = True
 
     @property
     def name(self) -> str:

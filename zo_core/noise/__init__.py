@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from zo_core.base import Copies, Distribution, Param, Piece, Term, is_fake
+from zo_core.base import Copies, Distribution, Param, Params, Piece, Term, is_fake
 from zo_core.noise import cpu, gpu, reference
 
 Kernel = Literal["auto", "torch", "numba", "triton"]
@@ -90,25 +91,68 @@ def add_(
     _check(name)
     if not terms:
         return
-    together: list[cpu.Flat] = []
     with torch.no_grad():
-        for param in params:
-            for part, first in _pieces(param.tensor.detach(), 0):
-                flat = part.contiguous().view(-1)
-                bound = None if thresholds is None else thresholds[param.key]
-                pick = _pick(flat, kernel)
-                stochastic = rounding is not None and flat.itemsize == 2
-                if pick is cpu.write and not stochastic and part.is_contiguous():
-                    together.append(cpu.Flat(flat, (flat,), param.key, first, bound))
-                    continue
-                if stochastic:
-                    write_rounded = (cpu if pick is cpu.write else reference).write_rounded
-                    write_rounded(flat, name, param.key, terms, rounding, first)
-                else:
-                    pick(flat, (flat,), name, param.key, terms, first, bound)
-                if not part.is_contiguous():
-                    part.copy_(flat.view(part.shape))
-        cpu.prepared(together, name)(terms)
+        if not isinstance(params, Params):
+            _add_(params, name, terms, kernel, thresholds, rounding)
+            return
+        held = _held.pop(params, None)  # out, while it is in use
+        usual = kernel == "auto" and rounding is None
+        if held and usual and held.serves(params, name, thresholds):
+            held.write(terms)
+        else:
+            write = _add_(params, name, terms, kernel, thresholds, rounding)
+            held = _Held(params.addresses, name, thresholds, write) if write else None
+    if held:
+        _held[params] = held
+
+
+class _Held(NamedTuple):
+    """A pass over tensors that one call of the CPU kernel makes: it is the same in every step."""
+
+    addresses: tuple[Any, ...]
+    name: str
+    thresholds: Mapping[int, float] | None
+    write: Callable[[Sequence[Term]], None]
+
+    def serves(self, params: Params, name: str, thresholds: Mapping[int, float] | None) -> bool:
+        same = name == self.name and thresholds is self.thresholds
+        return same and params.addresses == self.addresses
+
+
+_held: WeakKeyDictionary[Params, _Held] = WeakKeyDictionary()
+
+
+def _add_(
+    params: Sequence[Param],
+    name: str,
+    terms: Sequence[Term],
+    kernel: Kernel,
+    thresholds: Mapping[int, float] | None,
+    rounding: int | None,
+) -> Callable[[Sequence[Term]], None] | None:
+    """Do as ``add_``; return what does it again, if all of it was one call."""
+    together: list[cpu.Flat] = []
+    alone = rounding is not None
+    for param in params:
+        for part, first in _pieces(param.tensor.detach(), 0):
+            flat = part.contiguous().view(-1)
+            bound = None if thresholds is None else thresholds[param.key]
+            pick = _pick(flat, kernel)
+            stochastic = rounding is not None and flat.itemsize == 2
+            if pick is cpu.write and not stochastic and part.is_contiguous():
+                together.append(cpu.Flat(flat, (flat,), param.key, first, bound))
+                continue
+            alone = True
+            if stochastic:
+                write_rounded = (cpu if pick is cpu.write else reference).write_rounded
+                write_rounded(flat, name, param.key, terms, rounding, first)
+            else:
+                pick(flat, (flat,), name, param.key, terms, first, bound)
+            if not part.is_contiguous():
+                part.copy_(flat.view(part.shape))
+    write = cpu.prepared(together, name)
+    write(terms)
+    return None if alone else write
 
 
 def write(

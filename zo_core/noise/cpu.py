@@ -139,35 +139,100 @@ class _Job:
         self._like = _array(one.source[:0])
         self._two, self._bounded = len(one.outs) == 2 or None, one.threshold is not None or None
         self._work = sum(max(flat.source.numel(), _LEAST) for flat in flats)
-        self._cut: tuple[int, np.ndarray[Any, Any]] | None = None
+        self._made: tuple[tuple[int, ...], np.ndarray[Any, Any]] | None = None
 
     def __call__(self, terms: Sequence[Term]) -> None:
-        import numpy as np
-
-        kernels, work = _kernels(), self._work
-        threads = max(1, min(torch.get_num_threads(), work // _ALONE))
+        work = self._work
+        threads = _threads(work)
         longest = work if threads == 1 else max(_ALONE // 2, work // (TURNS * threads))
-        if self._cut is None or self._cut[0] != longest:
-            self._cut = longest, _rows(self._flats, longest)
-        rows = self._cut[1]
-        seeds = [term.seed & _MASK for term in terms]
-        bits = np.array([term.coefficient for term in terms], np.float32).view(np.uint32)
-        end = kernels.HEAD + rows.size
-        job = np.empty(end + 2 * len(seeds), np.uint64)
-        job[: kernels.HEAD] = 0, 0, job.size, len(rows), kernels.LAWS[self._name], len(terms)
-        job[kernels.HEAD : end] = rows.reshape(-1)
-        job[end:] = [*seeds, *bits.tolist()]
-        flats, like, two, bounded = self._flats, self._like, self._two, self._bounded
-
-        def compiled() -> Any:
-            return kernels.team_of(like.dtype.type, two is not None, bounded is not None)
-
-        def work_on(*_: int) -> None:
-            if flats:  # why: see share
-                kernels.write_rows(job, like, two, bounded)
-
-        share(job, len(rows), threads, compiled, work_on)
+        job = self._job(longest, terms)
+        _do(job, self._like, self._two, self._bounded, threads, self._flats)
         torch.autograd.graph.increment_version(self._outs)
+
+    def _job(self, longest: int, terms: Sequence[Term]) -> np.ndarray[Any, Any]:
+        """Return the numbers of ``write_rows``; but for the terms they are those of last time."""
+        outs = (out.data_ptr() for out in self._outs)  # memory may have been given back meanwhile
+        asked = longest, len(terms), *outs
+        if self._made is None or self._made[0] != asked:
+            self._made = asked, _job(_rows(self._flats, longest), self._name, len(terms))
+        _along(self._made[1], terms)
+        return self._made[1]
+
+
+def write_rows(
+    matrix: Tensor,
+    rows: Tensor,
+    outs: Sequence[Tensor],
+    name: str,
+    key: int,
+    terms: Sequence[Term],
+    threshold: float | None,
+) -> None:
+    """Do as ``rows.write`` for a matrix that ``takes`` holds for, of 16 or 32 bits."""
+    import numpy as np
+
+    wanted, columns = rows.detach().contiguous().numpy(), matrix.shape[1]
+    first, item = wanted.astype(np.uint64) * np.uint64(columns), np.uint64(matrix.itemsize)
+    at = np.arange(len(wanted), dtype=np.uint64) * np.uint64(columns) * item
+    numbers = np.empty((len(wanted), _kernels().ROW), np.uint64)
+    numbers[:, 0] = np.uint64(matrix.data_ptr()) + first * item
+    numbers[:, 1] = np.uint64(outs[0].data_ptr()) + at
+    numbers[:, 2] = np.uint64(outs[-1].data_ptr()) + at
+    numbers[:, 3], numbers[:, 4], numbers[:, 5] = columns, first, key & _MASK
+    numbers[:, 6] = 0 if threshold is None else _bits(threshold)
+    job = _job(numbers, name, len(terms))
+    _along(job, terms)
+    like, two, bounded = _array(matrix.view(-1)[:0]), len(outs) == 2, threshold is not None
+    threads = _threads(len(wanted) * max(columns, _LEAST))
+    _do(job, like, two or None, bounded or None, threads, (matrix, *outs))
+    torch.autograd.graph.increment_version(outs)
+
+
+def _threads(work: int) -> int:
+    """Return how many threads are worth as many elements."""
+    return max(1, min(torch.get_num_threads(), work // _ALONE))
+
+
+def _job(rows: np.ndarray[Any, Any], name: str, terms: int) -> np.ndarray[Any, Any]:
+    """Return the numbers of ``cpu_kernels.write_rows``, with room for those of terms."""
+    import numpy as np
+
+    head, law = _kernels().HEAD, _kernels().LAWS[name]
+    job = np.empty(head + rows.size + 2 * terms, np.uint64)
+    job[:head] = 0, 0, job.size, len(rows), law, terms
+    job[head : head + rows.size] = rows.reshape(-1)
+    return job
+
+
+def _along(job: np.ndarray[Any, Any], terms: Sequence[Term]) -> None:
+    """Begin a job anew, along terms."""
+    import numpy as np
+
+    job[:2] = 0
+    job[job.size - 2 * len(terms) : job.size - len(terms)] = [t.seed & _MASK for t in terms]
+    bits = np.array([term.coefficient for term in terms], np.float32).view(np.uint32)
+    job[job.size - len(terms) :] = bits
+
+
+def _do(
+    job: np.ndarray[Any, Any],
+    like: np.ndarray[Any, Any],
+    two: bool | None,
+    bounded: bool | None,
+    threads: int,
+    alive: Sequence[Any],
+) -> None:
+    """Do a job of ``cpu_kernels.write_rows`` on so many threads; see ``share`` for ``alive``."""
+    kernels = _kernels()
+
+    def compiled() -> Any:
+        return kernels.team_of(like.dtype.type, two is not None, bounded is not None)
+
+    def work_on(*_: int) -> None:
+        if alive:
+            kernels.write_rows(job, like, two, bounded)
+
+    share(job, int(job[3]), threads, compiled, work_on)
 
 
 def share(
@@ -254,7 +319,7 @@ def _layout(
 
 @functools.lru_cache(maxsize=4096)
 def _bits(number: float) -> int:
-    """Return the bits of the nearest float32: of a threshold, which is asked for at every step."""
+    """Return the bits of the nearest float32: of a threshold, so the sign of zero is no matter."""
     import numpy as np
 
     return int(np.float32(number).view(np.uint32))

@@ -37,9 +37,7 @@ def write(
     """
     matrix, n = param.tensor.detach(), param.tensor.shape[1]
     if cpu.takes(matrix) and matrix.dtype != torch.float64 and cpu.available() is None:
-        from zo_core.noise import rows_cpu  # why here: it imports numba, an optional dependency
-
-        rows_cpu.write(matrix, rows, outs, name, param.key, terms, threshold)
+        cpu.write_rows(matrix, rows, outs, name, param.key, terms, threshold)
         return
     for place, row in enumerate(rows.tolist()):
         piece = Piece(param, matrix[row], row * n)

@@ -40,7 +40,7 @@ from zo_core.base import (
     scaled,
 )
 from zo_core.perturbers.by_rows import ByRows, Looks
-from zo_core.perturbers.elsewhere import Elsewhere, Ready, Stand, room_bytes
+from zo_core.perturbers.elsewhere import Elsewhere, Ready, Stand, room_bytes, room_for
 from zo_core.perturbers.in_forward import InForward
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
@@ -80,9 +80,13 @@ class Batched:
                 "restore='batched' cuts the inputs of modules, and these tensors belong to none: "
                 "pass Params.of(module), or use restore='exact'."
             )
-        with _Sliced(params, look) as sliced, span("forward"), torch.inference_mode():
-            seen = objective.tiled(len(points))
-        sliced.room.check()
+        groups = _groups(points)
+        copies, together = max(map(len, groups)), len(groups) == 1
+        with room_for(params, look.distribution, copies, together=together) as room:
+            sliced = _Sliced(params.module, room, points, groups)
+            with sliced, span("forward"), torch.inference_mode():
+                seen = objective.tiled(len(points))
+            room.check()
         if seen.shape != (len(points),):
             raise ValueError(
                 f"Expected tiled({len(points)}) to return that many losses, got shape "
@@ -126,11 +130,14 @@ def _groups(points: Sequence[Point]) -> list[tuple[int, ...]]:
 class _Sliced:
     """While it is open, modules with trained tensors run slice by slice."""
 
-    def __init__(self, params: Params, look: Look) -> None:
-        assert params.module is not None
-        self._module, self._points, self._groups = params.module, look.points, _groups(look.points)
-        copies, together = max(map(len, self._groups)), len(self._groups) == 1
-        self.room = Elsewhere(params, look.distribution, copies, together=together)
+    def __init__(
+        self,
+        module: nn.Module,
+        room: Elsewhere,
+        points: Sequence[Point],
+        groups: Sequence[tuple[int, ...]],
+    ) -> None:
+        self._module, self._room, self._points, self._groups = module, room, points, groups
         self._rows = self._depth = 0
         self._point: int | None = None  # whose slice is running
         self._handles: list[Any] = []
@@ -145,13 +152,13 @@ class _Sliced:
                 module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
                 module.register_forward_hook(self._leave, always_call=True),
             ]
-        for module, group in self.room.groups.items():
+        for module, group in self._room.groups.items():
             self._handles += [
                 module.register_forward_pre_hook(partial(self._prepare, group)),
                 module.register_forward_hook(partial(self._discard, group), always_call=True),
             ]
-        for module, own in self.room.owners.items():
-            layer, forward = self.room.layers.get(module), module.forward
+        for module, own in self._room.owners.items():
+            layer, forward = self._room.layers.get(module), module.forward
             if layer:
                 self._handles += [
                     module.register_forward_pre_hook(partial(self._lend, layer)),
@@ -215,7 +222,7 @@ class _Sliced:
 
     def _prepare(self, group: Sequence[Param], *_: Any) -> None:
         points = [self._points[index] for index in self._groups[0]]
-        self._ready.append((group, self.room.prepare(group, points)))
+        self._ready.append((group, self._room.prepare(group, points)))
 
     def _discard(self, group: Sequence[Param], *_: Any) -> None:
         if self._ready and self._ready[-1][0] is group:  # else it was never prepared: that raised
@@ -237,8 +244,8 @@ class _Sliced:
                 ),
                 partial(self._biases, layer) if layer.others else None,
             )
-        self.room.runs((layer.weight, *layer.others))
-        self._lent.append((layer, self.room.lend(layer, looks)))
+        self._room.runs((layer.weight, *layer.others))
+        self._lent.append((layer, self._room.lend(layer, looks)))
         self._lent[-1][1].at_(0)
 
     def _take_back(self, layer: ByRows, *_: Any) -> None:
@@ -249,7 +256,7 @@ class _Sliced:
     def _biases(self, layer: ByRows, group: Sequence[int]) -> list[Tensor]:
         points = [self._points[index] for index in group]
         bias = layer.others[0].tensor
-        stand, seen = self.room.stand(layer.others if points[0] else (), points), []
+        stand, seen = self._room.stand(layer.others if points[0] else (), points), []
         try:
             for turn in range(len(points)):
                 stand.at_(turn)
@@ -263,14 +270,14 @@ class _Sliced:
     ) -> list[Any]:
         """Run a slice for each point of a group, all of which are made at once."""
         points = [self._points[index] for index in group]
-        self.room.runs(own)
-        stand = self.room.stand(own if points[0] else (), points)
+        self._room.runs(own)
+        stand = self._room.stand(own if points[0] else (), points)
         seen = []
         try:
             for turn, (index, forward) in enumerate(zip(group, forwards, strict=True)):
                 stand.at_(turn)
                 self._point = index
-                seen.append(self.room.apart(forward()))
+                seen.append(self._room.apart(forward()))
         finally:
             stand.back_()
         return seen

@@ -8,6 +8,9 @@ matrix: see ``by_rows``. Of small ones the copies are made for many at once: see
 
 Tensors that can't be exchanged (of no module, where others may hold views of them; not contiguous;
 of a type of their own, fake ones among them) are saved to that room, and perturbed in place.
+
+Where copies lie, and how the noise kernel goes over them, is the same at every look, and to find
+it out takes about as long as the noise of a layer: it is kept (``room_for``), and memory is not.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +30,41 @@ from zo_core.perturbers.by_rows import ByRows, Looks, PerturbedRows, Rows, by_ro
 
 _SMALL = 1 << 16  # elements of a bias or norm that is perturbed ahead
 _TOGETHER = 1 << 24  # bytes of copies made in one call: threads wait for each other at every one
+_PLACES = 1 << 10  # calls of the kernel that are prepared once: in large models they take longer
+_USES = getattr(torch._C, "_storage_Use_Count", None)  # of no public name
 _ALIGNED = 256  # bytes: of vector loads and matrix units, whatever the device
+
+
+@contextmanager
+def room_for(
+    params: Params,
+    along: Distribution,
+    copies: int = 1,
+    ahead: bool = False,
+    together: bool = True,
+) -> Iterator[Elsewhere]:
+    """Open the room of a look: that of the look before where nothing differs but seeds."""
+    asked = along, copies, ahead, together, _standing(params)
+    kept = _kept.pop(params, None)  # out, while it is in use
+    room = kept[1] if kept and kept[0] == asked else Elsewhere(params, *asked[:4])
+    yield room
+    # Nothing was raised, which may have left it half used.
+    if along.lasting and asked[-1] and room.rests():
+        _kept[params] = asked, room
+
+
+_kept: WeakKeyDictionary[Params, tuple[tuple[Any, ...], Elsewhere]] = WeakKeyDictionary()
+
+
+def _standing(params: Params) -> tuple[Any, ...]:
+    """Return what a room hangs on beside the arguments; nothing where it can't be told."""
+    if params.module is None or not all(_exchangeable(tensor) for tensor in params.tensors):
+        return ()
+    modules = (
+        (id(m), type(m), "forward" in m.__dict__, *map(id, m._parameters.values()))
+        for m in params.module.modules()
+    )
+    return params.addresses, *modules
 
 
 class Elsewhere:
@@ -46,16 +84,53 @@ class Elsewhere:
         layers = ((module, by_rows(module, own)) for module, own in self.owners.items())
         self.layers = {module: layer for module, layer in layers if layer}
         self.groups = groups(params, copies, ahead) if together else {}
-        self._params = params
+        self._all, self._in_module = tuple(params), params.module is not None
         self._size = _room(params, self.owners, self.groups, copies, ahead)
         self._used = dict.fromkeys(self._size, 0)
         self._buffers: dict[torch.device, Tensor] = {}
         self._views: dict[tuple[torch.device, torch.dtype], Tensor] = {}  # of the buffers
+        self._ours: dict[torch.device, int] = {}  # tensors of the buffers, that stay
+        self._asleep = False  # whether the buffers have no memory
         self._rooms: set[int] = set()  # addresses of buffers that were lent to modules
         self._places: dict[Any, Places] = {}  # of copies that were made at an earlier point
         self._ready: dict[int, list[Tensor]] = {}  # by id of the tensor, copies to be stood on
         self._away: set[int] = set()  # ids of tensors that are perturbed now
         self._seen: set[int] = set()
+
+    def rests(self) -> bool:
+        """Give the memory back until the room is used again, if nobody else has a hold on it.
+
+        A tensor that somebody has kept would lose its memory, and what numpy has seen can't be
+        resized.
+        """
+        storages = [buffer.untyped_storage() for buffer in self._buffers.values()]
+        told = all(storage.resizable() for storage in storages) and _USES is not None
+        if not told or any(self._others(device) for device in self._buffers):
+            return False
+        for storage in storages:
+            storage.resize_(0)
+        self._asleep = True
+        self._rooms.clear()
+        self._seen.clear()
+        return True
+
+    def _others(self, device: torch.device) -> int:
+        """Count the tensors of a buffer that were not made here to stay."""
+        if device not in self._buffers:
+            return 0
+        return _uses(self._buffers[device]) - self._ours.get(device, 0)
+
+    def _stay(self, device: torch.device, others: int) -> None:
+        """Take those that were made since there were so many others for ours."""
+        new = self._others(device) - others
+        self._ours[device] = self._ours.get(device, 0) + new
+
+    def _wake(self) -> None:
+        if self._asleep:
+            for device, buffer in self._buffers.items():
+                buffer.untyped_storage().resize_(self._size[device])
+                self._rooms.add(buffer.data_ptr())
+            self._asleep = False
 
     def prepare(self, group: Sequence[Param], points: Sequence[Point]) -> Ready:
         """Make the copies of a group, for modules that will ``stand`` at those points."""
@@ -85,7 +160,7 @@ class Elsewhere:
         try:
             # Tensors made in inference mode could not be written to outside of it.
             with torch.inference_mode(False), torch.no_grad():
-                stand.add(mine, self._params.module is not None)
+                stand.add(mine, self._in_module)
         except BaseException:  # why: whatever was raised, pointers go back
             stand.back_()
             raise
@@ -120,11 +195,7 @@ class Elsewhere:
             # Tensors made in inference mode could not be written to outside of it.
             with torch.inference_mode(False), torch.no_grad():
                 if isinstance(rows, range):
-                    outs = [self.take(weight, shape) for _ in points]
-                    part = weight[rows.start : rows.stop].view(-1)
-                    piece = Piece(layer.weight, part, rows.start * weight.shape[1])
-                    if not is_fake(weight):
-                        self.along.write(piece, [out.view(-1) for out in outs], points[0])
+                    outs = self._tile(layer.weight, shape, rows.start, points)
                 else:
                     outs = [weight.new_empty(shape) for _ in points]
                     if not is_fake(weight) and len(rows):
@@ -132,6 +203,21 @@ class Elsewhere:
             yield outs
         finally:
             self._used = used
+
+    def _tile(
+        self, weight: Param, shape: tuple[int, int], first: int, points: Sequence[Point]
+    ) -> list[Tensor]:
+        """Return copies at each point of rows of a matrix from ``first`` on."""
+        clean = weight.tensor.detach()
+        if is_fake(clean):
+            return [self.take(clean, shape) for _ in points]
+
+        def pieces() -> Iterator[tuple[Piece, Sequence[int]]]:
+            part = clean[first : first + shape[0]].view(-1)
+            yield Piece(weight, part, first * shape[1]), shape
+
+        (outs,) = self._copied((id(weight.tensor), first, shape[0]), pieces, points)
+        return outs
 
     def are_away(self, own: Sequence[Param]) -> bool:
         """Whether all of them are perturbed now."""
@@ -143,7 +229,7 @@ class Elsewhere:
 
     def check(self) -> None:
         """Refuse to have left a tensor out."""
-        for param in self._params:
+        for param in self._all:
             if id(param.tensor) not in self._seen:
                 raise ValueError(
                     "restore='exact' and 'batched' perturb every module while it runs, and "
@@ -170,27 +256,47 @@ class Elsewhere:
 
     def copied(self, params: Sequence[Param], points: Sequence[Point]) -> list[list[Tensor]]:
         """Return copies at each point of tensors that can be exchanged, all made in one call."""
+
+        def pieces() -> Iterator[tuple[Piece, Sequence[int]]]:
+            for param in params:
+                clean = param.tensor.detach()
+                yield Piece(param, clean.view(-1), 0), clean.shape
+
+        return self._copied(tuple([id(p.tensor) for p in params]), pieces, points)
+
+    def _copied(
+        self,
+        what: tuple[int, ...],
+        pieces: Callable[[], Iterator[tuple[Piece, Sequence[int]]]],
+        points: Sequence[Point],
+    ) -> list[list[Tensor]]:
+        """Return copies of pieces, in given shapes; ``what`` says which those are."""
+        self._wake()
         before = tuple(self._used.values())
-        key = tuple(id(p.tensor) for p in params), len(points), before
+        key = what, len(points), before
         places = self._places.get(key)
         if places is None:
             made, writes = [], []
-            for param in params:
-                clean = param.tensor.detach()
-                outs = [self.take(clean) for _ in points]
+            others = {device: self._others(device) for device in self._size}
+            for piece, shape in pieces():
+                outs = [self.take(piece.part, shape) for _ in points]
                 self._rooms.update(out.untyped_storage().data_ptr() for out in outs)
                 made.append(outs)
-                writes.append((Piece(param, clean.view(-1), 0), [out.view(-1) for out in outs]))
+                writes.append((piece, [out.view(-1) for out in outs]))
             places = Places(made, self.along.prepared(writes), tuple(self._used.values()))
             needed = sum(_padded(out.nbytes) for outs in made for out in outs)
-            if sum(places.used) - sum(before) == needed:  # all of them in the room, which stays
+            in_room = sum(places.used) - sum(before) == needed  # all of them, and it stays
+            if in_room and len(self._places) < _PLACES:
                 self._places[key] = places
+                for device in self._buffers:
+                    self._stay(device, others[device])
         self._used = dict(zip(self._used, places.used, strict=True))
         places.write(points[0])
         return places.copies
 
     def take(self, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Return room for a tensor (of ``shape``), contiguous, until a stand made before ends."""
+        self._wake()
         shape = like.shape if shape is None else shape
         size, kind = math.prod(shape), (like.device, like.dtype)
         first, count = self._used[like.device], _padded(size * like.itemsize)
@@ -198,10 +304,12 @@ class Elsewhere:
             return like.new_empty(shape)
         self._used[like.device] += count
         if kind not in self._views:
+            others = self._others(like.device)
             if like.device not in self._buffers:
                 made = like.new_empty(self._size[like.device], dtype=torch.uint8)
                 self._buffers[like.device] = made
             self._views[kind] = self._buffers[like.device].view(like.dtype)
+            self._stay(like.device, others)
         begin = first // like.itemsize
         return self._views[kind][begin : begin + size].view(shape)
 
@@ -398,6 +506,13 @@ def _room(
         return {device: bytes_of(params, device) for device in devices}
     module = params.module
     return {d: bytes_of(small, d) + deepest(module, d, copies) for d in devices}
+
+
+def _uses(buffer: Tensor) -> int:
+    """Return how many tensors share a buffer's memory; 0 where torch does not tell."""
+    if _USES is None or is_fake(buffer):
+        return 0
+    return int(_USES(buffer.untyped_storage()._cdata))
 
 
 def _padded(size: int) -> int:

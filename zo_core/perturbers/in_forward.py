@@ -23,8 +23,8 @@ Such a model needs ``restore='arithmetic'``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,7 +45,7 @@ from zo_core.base import (
     no_span,
 )
 from zo_core.perturbers.by_rows import Looks
-from zo_core.perturbers.elsewhere import Elsewhere, Stand, room_bytes
+from zo_core.perturbers.elsewhere import Elsewhere, Stand, room_bytes, room_for
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,15 @@ class InForward:
 
         """
         seen: list[float] = []
-        room = Elsewhere(params, look.distribution, ahead=True)
-        for point in look.points:
-            with _Perturbed(params, room, point) if point else nullcontext():
-                with span("forward"), torch.inference_mode():
+        with (
+            room_for(params, look.distribution, ahead=True) as room,
+            _Perturbed(params, room) as perturbed,
+        ):
+            for point in look.points:
+                with perturbed.at(point), span("forward"), torch.inference_mode():
                     seen.append(finite(objective(look.data)))
-            if point:
-                room.check()
+                if point:
+                    room.check()
         return seen
 
     def retrace_(self, params: Params, look: Look) -> None:
@@ -96,26 +98,44 @@ class InForward:
 
 
 class _Perturbed:
-    """While it is open, modules run perturbed to one point."""
+    """While it is open, modules can run perturbed to one point after another."""
 
-    def __init__(self, params: Params, room: Elsewhere, point: Point) -> None:
-        self._params, self._room, self._point = params, room, point
+    def __init__(self, params: Params, room: Elsewhere) -> None:
+        self._params, self._room = params, room
+        self._point: Point = ()
         # Of modules that run, the innermost last. A module may be entered from within itself.
         self._open: list[tuple[Sequence[Param], Stand | None]] = []
         self._handles: list[Any] = []
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Perturbed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def at(self, point: Point) -> Iterator[None]:
+        """Let modules run at a point."""
+        self._point = point
         try:
-            self._begin()
-        except BaseException:  # why: whatever was raised, pointers go back
-            self.__exit__()
-            raise
+            if point:
+                self._begin()
+            yield
+        finally:  # why: whatever was raised, pointers go back
+            while self._open:
+                self._back_()
+            self._point = ()
 
     def _begin(self) -> None:
+        if not self._handles:
+            self._hook()
         if self._params.module is None:
             self._enter(self._params)
         if self._room.ahead:
             self._enter(tuple(self._room.ahead.values()))
+
+    def _hook(self) -> None:
         for module, group in self._room.groups.items():
             self._handles += [
                 module.register_forward_pre_hook(partial(self._stand, group), prepend=True),
@@ -129,18 +149,16 @@ class _Perturbed:
                 module.register_forward_hook(partial(self._leave, own), always_call=True),
             ]
 
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        while self._open:
-            self._back_()
-
     def _stand(self, own: Sequence[Param], *_: Any) -> None:
+        if not self._point:
+            return
         stand = self._room.stand(own, (self._point,))
         self._open.append((own, stand))
         stand.at_(0)
 
     def _enter(self, own: Sequence[Param], module: nn.Module | None = None, *_: Any) -> None:
+        if not self._point:
+            return
         self._room.runs(own)
         if self._room.are_away(own):  # with the part of the model around it
             self._open.append((own, None))
@@ -154,9 +172,14 @@ class _Perturbed:
         stand.at_(0)
 
     def _leave(self, own: Sequence[Param], module: nn.Module, args: Any, output: Any) -> Any:
-        if self._open and self._open[-1][0] is own:  # else it was never entered: that raised
+        entered = self._open and self._open[-1][0] is own  # else it never was: that raised
+        if entered and self._open[-1][1] is None:  # whoever made the copies takes them apart
             self._back_()
-        return self._room.apart(output)
+            return output
+        apart = self._room.apart(output)  # while what it returns is still perturbed
+        if entered:
+            self._back_()
+        return apart
 
     def _back_(self) -> None:
         stand = self._open[-1][1]

@@ -35,6 +35,7 @@ _Rows = tuple[Piece, int, int]
 class LowRank(Distribution):
     """``U V^T / sqrt(rank)``: U of a direction's seed, V of ``v_seed``."""
 
+    lasting = True
     rank: int
     v_seed: int
 

@@ -41,6 +41,11 @@ class Masked(Distribution):
         """Name, as in records."""
         return f"{self.base.name}, masked"
 
+    @property
+    def lasting(self) -> bool:  # type: ignore[override]
+        """Where the mask is thresholds."""
+        return self.base.law is not None and self.mask.thresholds is not None
+
     def draw(self, piece: Piece, terms: Sequence[Term]) -> Tensor:
         """Return ``sum_k c_k m u(seed_k)`` for one piece; a draw of the base and the mask."""
         # Minus zero: x + (-0.0) is x to the bit, whatever x is, and -0.0 + 0.0 is not.
