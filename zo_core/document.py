@@ -32,8 +32,8 @@ steps differ, those of the dearest.
 - **State**: bytes kept between steps for each trained parameter, weights in float32.
 - **Scratch**: bytes alive at most within a step that each further trained parameter adds;
   "pieces" where it adds none (less than a hundredth of a byte). `restore = "exact"` adds the
-  weights of the largest module (of modules within 16 MiB together, all of them): of this model, a
-  half.
+  weights of the largest module (of modules within 16 MiB together, all of them, and room for as
+  many again): of this model, a half.
 
 """
 

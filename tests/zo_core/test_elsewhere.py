@@ -433,13 +433,14 @@ def test_copies_for_which_there_is_no_room_are_not_kept():
     room = Elsewhere(params, GAUSSIAN)
     kept = []
     for _ in range(2):
-        outer = room.stand(tuple(params), [(Term(1, 0.3),)])  # all of the room
-        room._away.clear()  # as if others ran inside, that the room was not made for
-        inner = room.stand(tuple(params), [(Term(1, 0.3),)])
+        stands = []
+        for _ in range(3):  # the room is for two
+            stands.append(room.stand(tuple(params), [(Term(1, 0.3),)]))
+            room._away.clear()  # as if others ran inside, that the room was not made for
         kept.append(len(room._places))
-        inner.back_()
-        outer.back_()
-    assert kept == [1, 1]
+        for stand in reversed(stands):
+            stand.back_()
+    assert kept == [2, 2]
 
 
 def test_a_module_of_a_group_that_does_not_run_is_refused():
@@ -476,14 +477,48 @@ def test_the_room_is_taken_once_and_is_as_declared(
     tiled = Closure(lambda: module(x).sum(), tiled=lambda n: module(x.expand(n, -1)).sum(1))
     method = methods.build("mezo", restore=restore)
     ahead = restore == "exact"  # biases go before all modules
-    biases = 5 if ahead else copies * layers
-    least = copies * layers * 300 * 300 * 4 + biases * 300 * 4
+    written = copies * layers * (2 if layers == 5 else 1)  # groups by turns
+    biases = 5 if ahead else written
+    least = written * 300 * 300 * 4 + biases * 300 * 4
     with live_bytes() as counter:
         method.step_(params, tiled, method.init(params), seed=1, lr=0.0)
     room = room_bytes(params, copies, ahead)
-    assert least <= room < least + 10 * 256 * copies
+    assert least <= room < least + 10 * 256 * max(copies, written // 5)
     assert least <= counter.peak <= room + (64 << 10)
     assert room <= method.cost(params).scratch_bytes
+
+
+def test_groups_and_rows_are_written_to_two_places_by_turns(monkeypatch, by_tiles):
+    places = {}
+
+    class Where(type(GAUSSIAN)):
+        def prepared(self, writes):
+            write = super().prepared(writes)
+            names, at = tuple(piece.param.name for piece, _ in writes), writes[0][1][0].data_ptr()
+
+            def told(terms):
+                places.setdefault(names, []).append(at)
+                write(terms)
+
+            return told
+
+    by_tiles(False)
+    module, x = nn.Sequential(*(Wide() for _ in range(3))), torch.ones(1, 300)
+    monkeypatch.setattr(elsewhere, "_TOGETHER", 2_000_000)  # one of them
+    params = Params.of(module)
+    closure = Closure(lambda: module(x).sum())
+    InForward().losses(params, closure, Look(Where(), both_sides(1, 0.3)))
+    groups = [at for names, at in places.items() if len(names) == 5]
+    assert len(groups) == 3
+    assert [a[0] for a in groups] == [groups[0][0], groups[1][0], groups[0][0]]
+    assert groups[1][0] - groups[0][0] == 5 * (300 * 300 * 4 + 192)  # aligned
+    assert all(first != second for first, second in groups)  # at the two points
+    places.clear()
+    by_tiles(True)
+    head = Large(tied=False)
+    InForward().losses(Params.of(head), large_objective(head), Look(Where(), both_sides(1, 0.3)))
+    rows = places["head.weight",]
+    assert len(rows) == 6 and rows[::2] == [rows[0]] * 3 and rows[0] not in rows[1::2]
 
 
 @pytest.fixture
@@ -523,7 +558,8 @@ def test_opposite_points_share_one_draw(points, passes, drawn):
     held = Batched().cost(params, points).scratch_bytes
     seen = Batched().losses(params, closure, Look(GAUSSIAN, points))
     modules = 5 if len(points) == 2 and passes == 1 else 1  # made at once
-    assert held < (modules * 2 + 1) * 300 * 301 * 4 + noise.piece_bytes(params, 1)
+    copies = 2 * modules * (2 if modules == 5 else 1)  # by turns
+    assert held < (copies + 1) * 300 * 301 * 4 + noise.piece_bytes(params, 1)
     assert drawn[0] == passes * params.elements
     assert Batched().cost(params, points).noise_passes == passes
     assert seen == pytest.approx(InForward().losses(params, closure, Look(GAUSSIAN, points)))
@@ -710,7 +746,7 @@ def test_a_copy_that_somebody_keeps_has_memory(hold, since):
         assert (params in elsewhere._kept) == (len(looks) <= since)
     assert looks[0] == looks[1] == looks[2]
     assert all(np.isfinite(np.asarray(one)).all() for one in seen)
-    assert len({np.asarray(one).ctypes.data for one in seen}) == 3 - since
+    assert len({np.asarray(one).ctypes.data for one in seen}) == 2 * (3 - since)  # by turns
     seen.clear()
     module[1][0]._forward_hooks.clear()
     assert look_at(module, GAUSSIAN, params=params) == looks[0] and params in elsewhere._kept

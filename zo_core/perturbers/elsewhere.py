@@ -9,6 +9,10 @@ matrix: see ``by_rows``. Of small ones the copies are made for many at once: see
 Tensors that can't be exchanged (of no module, where others may hold views of them; not contiguous;
 of a type of their own, fake ones among them) are saved to that room, and perturbed in place.
 
+Groups, and the rows of a large layer where there is room, are written to two places in turn: cores
+that have just read a copy hold it in their caches, and take longer to let another write to it than
+to find other memory.
+
 Where copies lie, and how the noise kernel goes over them, is the same at every look, and to find
 it out takes about as long as the noise of a layer: it is kept (``room_for``), and memory is not.
 """
@@ -96,6 +100,7 @@ class Elsewhere:
         self._ready: dict[int, list[Tensor]] = {}  # by id of the tensor, copies to be stood on
         self._away: set[int] = set()  # ids of tensors that are perturbed now
         self._seen: set[int] = set()
+        self._turn = False  # whether the next group goes to the second place
 
     def rests(self) -> bool:
         """Give the memory back until the room is used again, if nobody else has a hold on it.
@@ -110,6 +115,7 @@ class Elsewhere:
         for storage in storages:
             storage.resize_(0)
         self._asleep = True
+        self._turn = False
         self._rooms.clear()
         self._seen.clear()
         return True
@@ -144,12 +150,13 @@ class Elsewhere:
             raise
         return ready
 
-    def stand(self, own: Sequence[Param], points: Sequence[Point]) -> Stand:
+    def stand(self, own: Sequence[Param], points: Sequence[Point], group: bool = False) -> Stand:
         """Make copies of those of ``own`` that are not perturbed yet, at the first of ``points``.
 
         Args:
             own: of a module.
             points: one, or two of which the second is minus the first: then noise is drawn once.
+            group: whether they are one of ``groups``.
 
         """
         mine = [p for p in own if id(p.tensor) not in self._away]
@@ -160,7 +167,7 @@ class Elsewhere:
         try:
             # Tensors made in inference mode could not be written to outside of it.
             with torch.inference_mode(False), torch.no_grad():
-                stand.add(mine, self._in_module)
+                stand.add(mine, self._in_module, group)
         except BaseException:  # why: whatever was raised, pointers go back
             stand.back_()
             raise
@@ -216,7 +223,7 @@ class Elsewhere:
             part = clean[first : first + shape[0]].view(-1)
             yield Piece(weight, part, first * shape[1]), shape
 
-        (outs,) = self._copied((id(weight.tensor), first, shape[0]), pieces, points)
+        (outs,) = self._copied((id(weight.tensor), first, shape[0]), pieces, points, by_turns=True)
         return outs
 
     def are_away(self, own: Sequence[Param]) -> bool:
@@ -254,7 +261,9 @@ class Elsewhere:
             return output
         return tree_map(lambda leaf: leaf.clone() if lies_within(leaf) else leaf, output)
 
-    def copied(self, params: Sequence[Param], points: Sequence[Point]) -> list[list[Tensor]]:
+    def copied(
+        self, params: Sequence[Param], points: Sequence[Point], group: bool
+    ) -> list[list[Tensor]]:
         """Return copies at each point of tensors that can be exchanged, all made in one call."""
 
         def pieces() -> Iterator[tuple[Piece, Sequence[int]]]:
@@ -262,23 +271,28 @@ class Elsewhere:
                 clean = param.tensor.detach()
                 yield Piece(param, clean.view(-1), 0), clean.shape
 
-        return self._copied(tuple([id(p.tensor) for p in params]), pieces, points)
+        return self._copied(tuple([id(p.tensor) for p in params]), pieces, points, group)
 
     def _copied(
         self,
         what: tuple[int, ...],
         pieces: Callable[[], Iterator[tuple[Piece, Sequence[int]]]],
         points: Sequence[Point],
+        by_turns: bool,
     ) -> list[list[Tensor]]:
         """Return copies of pieces, in given shapes; ``what`` says which those are."""
         self._wake()
-        before = tuple(self._used.values())
-        key = what, len(points), before
+        turn = by_turns and self._turn
+        self._turn ^= by_turns
+        key = what, len(points), tuple(self._used.values()), turn
         places = self._places.get(key)
         if places is None:
-            made, writes = [], []
+            made, writes, parts = [], [], list(pieces())
             others = {device: self._others(device) for device in self._size}
-            for piece, shape in pieces():
+            if turn:
+                self._skip([piece.part for piece, _ in parts], len(points))
+            before = tuple(self._used.values())
+            for piece, shape in parts:
                 outs = [self.take(piece.part, shape) for _ in points]
                 self._rooms.update(out.untyped_storage().data_ptr() for out in outs)
                 made.append(outs)
@@ -293,6 +307,14 @@ class Elsewhere:
         self._used = dict(zip(self._used, places.used, strict=True))
         places.write(points[0])
         return places.copies
+
+    def _skip(self, parts: Sequence[Tensor], copies: int) -> None:
+        """Leave as much room free as is going to be taken, where there is twice that."""
+        for device, used in self._used.items():
+            mine = (part for part in parts if part.device == device)
+            needed = copies * sum(_padded(part.nbytes) for part in mine)
+            if used + 2 * needed <= self._size[device]:
+                self._used[device] += needed
 
     def take(self, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Return room for a tensor (of ``shape``), contiguous, until a stand made before ends."""
@@ -332,7 +354,7 @@ class Ready:
 
     def add(self, params: Sequence[Param], points: Sequence[Point]) -> None:
         """Make the copies of some tensors."""
-        copies = self._room.copied(params, points)
+        copies = self._room.copied(params, points, group=True)
         self.copies = {id(p.tensor): outs for p, outs in zip(params, copies, strict=True)}
         self._room._ready.update(self.copies)
 
@@ -364,12 +386,12 @@ class Stand:
         self._copied.append((param.tensor, param.tensor.detach(), outs))
         return True
 
-    def add(self, params: Sequence[Param], in_module: bool) -> None:
+    def add(self, params: Sequence[Param], in_module: bool, group: bool) -> None:
         """Make the copies of some tensors."""
         room = self._room
         room._away.update(id(p.tensor) for p in params)
         ours = [p for p in params if in_module and _exchangeable(p.tensor)]
-        for param, outs in zip(ours, room.copied(ours, self._points), strict=True):
+        for param, outs in zip(ours, room.copied(ours, self._points, group), strict=True):
             self._copied.append((param.tensor, param.tensor.detach(), outs))
         taken = {id(p.tensor) for p in ours}
         for param in (p for p in params if id(p.tensor) not in taken):
@@ -428,6 +450,7 @@ def groups(
     In a call of the noise kernel for one small matrix threads wait more than they work. A group is
     as large a part of the model as has ``copies`` of all its tensors within ``_TOGETHER`` bytes;
     none of it is in a module that holds tensors itself and has parts, and none is made by rows.
+    The room is for two of them.
     """
     if params.module is None:
         return {}
@@ -497,7 +520,7 @@ def _room(
 
     def deepest(module: nn.Module, device: torch.device, copies: int) -> int:
         if module in together:
-            return copies * bytes_of(together[module], device)
+            return 2 * copies * bytes_of(together[module], device)  # by turns
         inside = 1 if own.get(module) else copies
         below = (deepest(child, device, inside) for child in module.children())
         return copies * of(module, device) + max(below, default=0)

@@ -2,7 +2,7 @@
 
 A module runs with perturbed copies of its own weights (see ``elsewhere``), and a small part of
 the model with those of all of its modules. So no more than the largest module's weights exist
-twice (or 16 MiB of small ones), nothing is undone by arithmetic,
+twice (or 32 MiB of small ones), nothing is undone by arithmetic,
 and copies are made of theta itself: a mask that hangs on it (Sparse-MeZO, arXiv 2402.15751,
 section 3.4: "efficient implementation") is computed where it is used. Biases and norms are many
 and small: copies of all of them are made at once, before the first module runs.
@@ -138,7 +138,7 @@ class _Perturbed:
     def _hook(self) -> None:
         for module, group in self._room.groups.items():
             self._handles += [
-                module.register_forward_pre_hook(partial(self._stand, group), prepend=True),
+                module.register_forward_pre_hook(partial(self._enter_group, group), prepend=True),
                 module.register_forward_hook(partial(self._leave, group), always_call=True),
             ]
         for module, own in self._room.owners.items():
@@ -149,10 +149,11 @@ class _Perturbed:
                 module.register_forward_hook(partial(self._leave, own), always_call=True),
             ]
 
-    def _stand(self, own: Sequence[Param], *_: Any) -> None:
-        if not self._point:
-            return
-        stand = self._room.stand(own, (self._point,))
+    def _enter_group(self, group: Sequence[Param], *_: Any) -> None:
+        if self._point:
+            self._stand(group, self._room.stand(group, (self._point,), group=True))
+
+    def _stand(self, own: Sequence[Param], stand: Stand) -> None:
         self._open.append((own, stand))
         stand.at_(0)
 
@@ -164,12 +165,10 @@ class _Perturbed:
             self._open.append((own, None))
             return
         layer = self._room.layers.get(module) if module else None
-        if not layer:
-            self._stand(own)
-            return
-        stand = self._room.lend(layer, Looks.at(self._point))
-        self._open.append((own, stand))
-        stand.at_(0)
+        if layer:
+            self._stand(own, self._room.lend(layer, Looks.at(self._point)))
+        else:
+            self._stand(own, self._room.stand(own, (self._point,)))
 
     def _leave(self, own: Sequence[Param], module: nn.Module, args: Any, output: Any) -> Any:
         entered = self._open and self._open[-1][0] is own  # else it never was: that raised
