@@ -18,7 +18,7 @@ from bench.stepping import textbook
 from bench.stepping.cases import method, parse
 from bench.stepping.peak import forward_pass
 from bench.tasks import Batch
-from zo_core import Closure, Method, derive_seed, methods, register
+from zo_core import Closure, Method, Params, derive_seed, methods, register
 
 _PERIODS = ("period", "refresh")
 """Options that say after how many steps a method repeats itself."""
@@ -135,7 +135,10 @@ class Ours:
         self.distribution = str(named) if named else None
         self.steps = max([1, *(int(known[key]) for key in _PERIODS if key in known)])
         self.idle_updates = 0
-        self._state = self._method.init(bench.built.params)
+        # Its own, as in a run: what is found out about weights once is kept by them.
+        shared = bench.built.params
+        self._params = Params(((p.name, p.tensor) for p in shared), shared.module)
+        self._state = self._method.init(self._params)
 
     def take(self) -> None:
         """Take as many steps as the method takes to repeat itself."""
@@ -146,7 +149,7 @@ class Ours:
         bench, built = self._bench, self._bench.built
         built.module.train(self._method.needs_gradient)
         self._state, info = self._method.step_(
-            built.params,
+            self._params,
             bench.closure(),
             self._state,
             seed=derive_seed(bench.spec.seed, self.token, self._taken),
@@ -160,7 +163,7 @@ class Ours:
     @property
     def declared(self) -> Declared:
         """As the method says."""
-        return Declared(**vars(self._method.cost(self._bench.built.params)))
+        return Declared(**vars(self._method.cost(self._params)))
 
 
 def of(bench: Bench, case: StepCase) -> list[Contender]:
