@@ -200,7 +200,7 @@ def _factor_laid_out(kernel: Callable[..., None]) -> Callable[..., None]:
     def write(products: Sequence[Product]) -> None:
         if any(is_fake(one.source) for one in products):
             # Bound to a name, so that they are held at once.
-            laid_out = [one.v.detach().t().contiguous() for one in products]
+            laid_out = [low_rank_cpu.in_rows(one.v.detach()) for one in products]
             del laid_out
         else:
             kernel(products)

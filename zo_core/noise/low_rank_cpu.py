@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from zo_core.noise import cpu
 from zo_core.noise.cpu_kernels import (
@@ -121,8 +122,16 @@ def write(products: Sequence[Product]) -> None:
         _write(some)
 
 
+def in_rows(v: Tensor) -> Tensor:
+    """Return (n, r) as (r, n), contiguous; torch's own way takes a buffer for large ones."""
+    rows = v.new_empty(v.shape[1], v.shape[0])
+    for row, column in zip(rows, v.unbind(1), strict=True):
+        row.copy_(column)
+    return rows
+
+
 def _write(products: Sequence[Product]) -> None:
-    laid_out = [one.v.detach().t().contiguous() for one in products]
+    laid_out = [in_rows(one.v.detach()) for one in products]
     work = sum(one.source.numel() for one in products)
     threads = max(1, min(torch.get_num_threads(), work // _ALONE))
     longest = max(_ALONE // 2, work // (cpu.TURNS * threads))
