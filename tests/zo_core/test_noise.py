@@ -645,7 +645,7 @@ def turned(params: Params) -> None:
     params.tensors[0].data = params.tensors[0].data.t()
 
 
-PASSES = {"same": {}, "other law": {"name": "rademacher"}, "bounded": {"thresholds": 0.5}}
+PASSES = {"same": {}, "other law": {"name": "rademacher"}, "bounded": {"thresholds": 0.01}}
 
 
 @pytest.mark.parametrize("how", PASSES)
@@ -680,6 +680,20 @@ def test_what_is_prepared_finds_memory_that_lies_elsewhere_by_now():
     assert buffer.data_ptr() != was
     write(TERMS["one"])
     assert torch.equal(buffer, wanted) and not any(other.any() for other in others)
+
+
+@pytest.mark.parametrize("second", [0.5, 0.1, None])
+def test_a_pass_is_made_anew_where_thresholds_are_others(second):
+    params, bounds = Params([("a", torch.linspace(-1, 1, 600))]), {}
+    bounds[params[0].key] = 0.5
+    noise.add_(params, "gaussian", TERMS["one"], thresholds=bounds)
+    fresh = Params((p.name, p.tensor.clone()) for p in params)
+    if second is not None:
+        bounds[params[0].key] = second  # the same mapping, written to
+    given = None if second is None else bounds
+    noise.add_(params, "gaussian", TERMS["one"], thresholds=given)
+    noise.add_(fresh, "gaussian", TERMS["one"], "torch", given)
+    assert torch.equal(params.tensors[0], fresh.tensors[0])
 
 
 def test_a_pass_that_is_kept_keeps_nobody_alive():

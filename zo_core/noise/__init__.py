@@ -101,7 +101,8 @@ def add_(
             held.write(terms)
         else:
             write = _add_(params, name, terms, kernel, thresholds, rounding)
-            held = _Held(params.addresses, name, thresholds, write) if write else None
+            bounds = None if thresholds is None else dict(thresholds)
+            held = _Held(params.addresses, name, bounds, write) if write else None
     if held:
         _held[params] = held
 
@@ -115,7 +116,7 @@ class _Held(NamedTuple):
     write: Callable[[Sequence[Term]], None]
 
     def serves(self, params: Params, name: str, thresholds: Mapping[int, float] | None) -> bool:
-        same = name == self.name and thresholds is self.thresholds
+        same = name == self.name and thresholds == self.thresholds
         return same and params.addresses == self.addresses
 
 
