@@ -15,12 +15,22 @@ from zo_core import Closure, Params
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of storages made while it is on; ``peak`` and what is ``live``."""
+    """Counts the bytes of storages made while it is on; ``peak`` and what is ``live``.
+
+    No operation shows that a storage is given another size: large ones are looked at each time.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
-        self._known: dict[int, object] = {}
+        self.peak = 0
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._bytes: dict[int, int] = {}  # of those that were made meanwhile
+        self._total = 0
+
+    @property
+    def live(self) -> int:
+        self._look()
+        return self._total
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         for tensor in tree_leaves((args, kwargs)):
@@ -31,20 +41,32 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._see(tensor.untyped_storage())
+        self._look()
+        self.peak = max(self.peak, self._total)
         return out
 
     def _see(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key = storage._cdata
         known = self._known.get(key)
         if known is not None and known() is not None:
             return
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        self._known[key] = weakref.ref(storage, lambda _: self._gone(key, size))
+        self._bytes[key] = storage.nbytes()
+        self._total += storage.nbytes()
+        self._known[key] = weakref.ref(storage, lambda _: self._gone(key))
 
-    def _gone(self, key: int, size: int) -> None:
-        self.live -= size
+    def _look(self) -> None:
+        for key, size in list(self._bytes.items()):
+            storage = self._known[key]() if size >= LARGE or size == 0 else None
+            if storage is not None and storage.nbytes() != size:
+                self._bytes[key] = storage.nbytes()
+                self._total += storage.nbytes() - size
+
+    def _gone(self, key: int) -> None:
+        self._total -= self._bytes.pop(key)
         self._known.pop(key, None)
+
+
+LARGE = 64 << 10
 
 
 @pytest.fixture
