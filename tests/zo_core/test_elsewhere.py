@@ -17,13 +17,14 @@ from zo_core import Closure, Params, directions, methods, noise
 from zo_core.base import Look, Param, Piece, Term
 from zo_core.directions.gaussian import Gaussian
 from zo_core.estimators.two_point import both_sides
-from zo_core.noise import low_rank
+from zo_core.noise import cpu, low_rank
 from zo_core.noise.low_rank import Product
 from zo_core.perturbers import by_rows, elsewhere
 from zo_core.perturbers.batched import Batched
 from zo_core.perturbers.by_rows import Looks
 from zo_core.perturbers.elsewhere import Elsewhere, room_bytes
 from zo_core.perturbers.in_forward import InForward
+from zo_core.structured import low_rank as low_rank_law
 from zo_core.structured.block import OnBlocks
 from zo_core.structured.elementwise import Elementwise
 from zo_core.structured.gathered import Chosen, Gathered
@@ -607,6 +608,17 @@ def test_the_low_rank_kernel_has_the_bits_of_torch(dtype, shape, rank, threads):
     assert all(map(torch.equal, *ends)) and torch.equal(ends[0][0], ends[0][2])
     exact = source.double() + u.double() @ v.double().t()
     torch.testing.assert_close(ends[0][0].double(), exact, rtol=8e-3, atol=1e-2)
+
+
+def test_factors_of_few_matrices_are_drawn_at_once(monkeypatch, live_bytes):
+    monkeypatch.setattr(low_rank_law, "_FACTORS", 5000)
+    params = Params((f"w{i}", torch.zeros(300, 400)) for i in range(6))  # 2100 numbers each
+    law = LowRank(3, v_seed=5)
+    with live_bytes() as counter:
+        law.add_(params, TERMS)
+    factors, laid_out = 2 * 2100 * 4, 2 * 1200 * 4
+    pieces = 3 * 300 * 400 * 4 if cpu.available() else 0
+    assert factors <= counter.peak <= factors + max(laid_out, pieces) + 256
 
 
 def test_a_low_rank_direction_is_that_of_its_pieces():
