@@ -154,7 +154,7 @@ class _Job:
         outs = (out.data_ptr() for out in self._outs)  # memory may have been given back meanwhile
         asked = longest, len(terms), *outs
         if self._made is None or self._made[0] != asked:
-            self._made = asked, _job(_rows(self._flats, longest), self._name, len(terms))
+            self._made = asked, _numbers(_rows(self._flats, longest), self._name, len(terms))
         _along(self._made[1], terms)
         return self._made[1]
 
@@ -180,7 +180,7 @@ def write_rows(
     numbers[:, 2] = np.uint64(outs[-1].data_ptr()) + at
     numbers[:, 3], numbers[:, 4], numbers[:, 5] = columns, first, key & _MASK
     numbers[:, 6] = 0 if threshold is None else _bits(threshold)
-    job = _job(numbers, name, len(terms))
+    job = _numbers(numbers, name, len(terms))
     _along(job, terms)
     like, two, bounded = _array(matrix.view(-1)[:0]), len(outs) == 2, threshold is not None
     threads = _threads(len(wanted) * max(columns, _LEAST))
@@ -193,7 +193,7 @@ def _threads(work: int) -> int:
     return max(1, min(torch.get_num_threads(), work // _ALONE))
 
 
-def _job(rows: np.ndarray[Any, Any], name: str, terms: int) -> np.ndarray[Any, Any]:
+def _numbers(rows: np.ndarray[Any, Any], name: str, terms: int) -> np.ndarray[Any, Any]:
     """Return the numbers of ``cpu_kernels.write_rows``, with room for those of terms."""
     import numpy as np
 

@@ -125,7 +125,6 @@ class _Perturbed:
         finally:  # why: whatever was raised, pointers go back
             while self._open:
                 self._back_()
-            self._point = ()
 
     def _begin(self) -> None:
         if not self._handles:
